@@ -1,0 +1,1 @@
+//! Programs that use Event Bucket as an application would; see the files beside this one.

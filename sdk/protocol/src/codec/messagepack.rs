@@ -1,0 +1,317 @@
+use std::borrow::Cow;
+
+use rmp::Marker;
+use uuid::Uuid;
+
+use super::{DecodeError, check, id_from_text, time_from_text};
+use crate::event::check_size;
+use crate::limits::{BATCH_EVENTS_MAX, ID_CHARS_MAX};
+use crate::{BatchId, Code, EventId, Properties, RawBatch, RawEvent, Reason, Timestamp};
+
+pub(super) fn decode(body: &[u8]) -> Result<RawBatch<'_>, DecodeError> {
+    let mut reader = Reader { rest: body };
+    let batch = match reader.peek() {
+        Some(Marker::FixArray(_) | Marker::Array16 | Marker::Array32) => {
+            RawBatch { id: None, events: reader.events().map_err(|fault| fault.of_body(body))? }
+        }
+        Some(Marker::FixMap(_) | Marker::Map16 | Marker::Map32) => outer(&mut reader, body)?,
+        Some(_) => {
+            return Err(malformed("expected a batch {\"events\": […]}, a list of events or one event"));
+        }
+        None => return Err(DecodeError::Truncated { received: 0 }),
+    };
+    if reader.rest.is_empty() { Ok(batch) } else { Err(malformed("bytes follow the batch")) }
+}
+
+/// A map is a batch when it has `events`, otherwise a single event.
+fn outer<'a>(reader: &mut Reader<'a>, body: &'a [u8]) -> Result<RawBatch<'a>, DecodeError> {
+    let start = reader.rest;
+    let (mut id, mut events, mut other) = (None, None, None);
+    let members = reader.map_len().map_err(|fault| fault.of_body(body))?;
+    for _ in 0..members {
+        let key = reader.text().map_err(|fault| fault.of_body(body))?;
+        match key {
+            "events" if events.is_some() => return Err(malformed("events stands twice")),
+            "events" => events = Some(reader.events().map_err(|fault| fault.of_body(body))?),
+            "batch_id" if id.is_some() => return Err(malformed("batch_id stands twice")),
+            "batch_id" => {
+                let value = reader.id().map_err(|fault| fault.of_body(body))?;
+                id = Some(value.ok_or_else(|| malformed("batch_id is empty or longer than 200 bytes"))?);
+            }
+            _ => {
+                reader.skip().map_err(|fault| fault.of_body(body))?;
+                other.get_or_insert(key);
+            }
+        }
+    }
+    match (events, other) {
+        (Some(_), Some(field)) => {
+            let message =
+                format!("unknown field {field:?} beside \"events\"; a batch has batch_id and events");
+            Err(DecodeError::Malformed { format: "MessagePack", message: message.into() })
+        }
+        (Some(events), None) => Ok(RawBatch { id: id.map(|id| BatchId::from_uuid(id.uuid())), events }),
+        (None, _) => {
+            let bytes = &start[..start.len() - reader.rest.len()];
+            Ok(RawBatch { id: None, events: vec![event(bytes)] })
+        }
+    }
+}
+
+fn event(bytes: &[u8]) -> Result<RawEvent<'_>, Reason> {
+    check_size(bytes.len())?;
+    let mut reader = Reader { rest: bytes };
+    let mut event = RawEvent::default();
+    let mut seen = 0_u8;
+    for _ in 0..reader.map_len()? {
+        let key = reader.text()?;
+        let Some(field) = FIELDS.iter().position(|field| *field == key) else {
+            let message = format!("unknown field {key:?}, expected one of {}", FIELDS.join(", "));
+            return Err(Reason::new(Code::InvalidEvent, message));
+        };
+        if seen & (1 << field) != 0 {
+            return Err(Reason::new(Code::InvalidEvent, format!("field {key:?} stands twice")));
+        }
+        seen |= 1 << field;
+        if reader.nil() {
+            continue;
+        }
+        read_field(&mut event, key, &mut reader)?;
+    }
+    Ok(event)
+}
+
+const FIELDS: [&str; 8] =
+    ["id", "name", "description", "user", "time", "stream", "correlation", "properties"];
+
+fn read_field<'a>(event: &mut RawEvent<'a>, key: &str, reader: &mut Reader<'a>) -> Result<(), Reason> {
+    match key {
+        "id" => {
+            let id = reader.id()?;
+            let empty = || Reason::new(Code::InvalidField, "id is empty or longer than 200 bytes");
+            event.id = Some(id.ok_or_else(empty)?);
+        }
+        "time" => event.time = Some(reader.time()?),
+        "properties" => event.properties = properties(reader.skip()?)?,
+        "name" => event.name = Some(reader.cow()?),
+        "description" => event.description = Some(reader.cow()?),
+        "user" => event.user = Some(reader.cow()?),
+        "stream" => event.stream = Some(reader.cow()?),
+        _ => event.correlation = Some(reader.cow()?),
+    }
+    Ok(())
+}
+
+/// A map is turned into JSON; a `bin` is JSON text already.
+fn properties(bytes: &[u8]) -> Result<Properties, Reason> {
+    let mut reader = Reader { rest: bytes };
+    match reader.peek() {
+        Some(Marker::Bin8 | Marker::Bin16 | Marker::Bin32) => {
+            let not_text =
+                |_| Reason::new(Code::InvalidProperties, "properties given as bin must be JSON text");
+            Properties::parse(std::str::from_utf8(reader.bin()?).map_err(not_text)?)
+        }
+        _ => check::messagepack_object(bytes).map(Properties::trusted),
+    }
+}
+
+fn malformed(message: &'static str) -> DecodeError {
+    DecodeError::Malformed { format: "MessagePack", message: message.into() }
+}
+
+/// What can be wrong with a value; whose fault it is depends on whether it was read in the frame or in an event.
+enum Fault {
+    Truncated,
+    Type(&'static str),
+    TooManyEvents,
+}
+
+impl Fault {
+    fn of_body(self, body: &[u8]) -> DecodeError {
+        match self {
+            Self::Truncated => DecodeError::Truncated { received: body.len() },
+            Self::Type(message) => malformed(message),
+            Self::TooManyEvents => DecodeError::TooManyEvents,
+        }
+    }
+}
+
+impl From<Fault> for Reason {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Type(message) => Self::new(Code::InvalidEvent, message),
+            Fault::Truncated | Fault::TooManyEvents => Self::new(Code::InvalidEvent, "the event breaks off"),
+        }
+    }
+}
+
+/// Reads values off the front of a body, borrowing from it.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn peek(&self) -> Option<Marker> {
+        self.rest.first().map(|byte| Marker::from_u8(*byte))
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<&'a [u8], Fault> {
+        let (head, rest) = self.rest.split_at_checked(bytes).ok_or(Fault::Truncated)?;
+        self.rest = rest;
+        Ok(head)
+    }
+
+    fn marker(&mut self) -> Result<Marker, Fault> {
+        Ok(Marker::from_u8(self.take(1)?[0]))
+    }
+
+    /// A big-endian length or number of `bytes` bytes.
+    fn uint(&mut self, bytes: usize) -> Result<u64, Fault> {
+        Ok(self.take(bytes)?.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    }
+
+    fn length(&mut self, bytes: usize) -> Result<usize, Fault> {
+        usize::try_from(self.uint(bytes)?).map_err(|_| Fault::Truncated)
+    }
+
+    fn nil(&mut self) -> bool {
+        let nil = self.peek() == Some(Marker::Null);
+        if nil {
+            self.rest = &self.rest[1..];
+        }
+        nil
+    }
+
+    fn map_len(&mut self) -> Result<usize, Fault> {
+        match self.marker()? {
+            Marker::FixMap(len) => Ok(usize::from(len)),
+            Marker::Map16 => self.length(2),
+            Marker::Map32 => self.length(4),
+            _ => Err(Fault::Type("expected an event as a map with text keys")),
+        }
+    }
+
+    fn text(&mut self) -> Result<&'a str, Fault> {
+        let bytes = match self.marker()? {
+            Marker::FixStr(len) => usize::from(len),
+            Marker::Str8 => self.length(1)?,
+            Marker::Str16 => self.length(2)?,
+            Marker::Str32 => self.length(4)?,
+            _ => return Err(Fault::Type("expected text")),
+        };
+        std::str::from_utf8(self.take(bytes)?).map_err(|_| Fault::Type("a text is not UTF-8"))
+    }
+
+    fn cow(&mut self) -> Result<Cow<'a, str>, Fault> {
+        self.text().map(Cow::Borrowed)
+    }
+
+    fn bin(&mut self) -> Result<&'a [u8], Fault> {
+        let bytes = match self.marker()? {
+            Marker::Bin8 => self.length(1)?,
+            Marker::Bin16 => self.length(2)?,
+            Marker::Bin32 => self.length(4)?,
+            _ => return Err(Fault::Type("expected binary")),
+        };
+        self.take(bytes)
+    }
+
+    /// An id as 16 raw bytes or as text; `None` when it is empty or too long.
+    fn id(&mut self) -> Result<Option<EventId>, Fault> {
+        if matches!(self.peek(), Some(Marker::Bin8 | Marker::Bin16 | Marker::Bin32)) {
+            let uuid =
+                Uuid::from_slice(self.bin()?).map_err(|_| Fault::Type("an id as binary has 16 bytes"))?;
+            return Ok(Some(uuid.into()));
+        }
+        let text = self.text()?;
+        Ok(if text.len() > ID_CHARS_MAX * 4 { None } else { id_from_text(text) })
+    }
+
+    fn time(&mut self) -> Result<Timestamp, Reason> {
+        let invalid =
+            || Reason::new(Code::InvalidTime, "time must be RFC 3339 text or integer Unix milliseconds");
+        let unix_ms = match self.peek().ok_or(Fault::Truncated)? {
+            Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => {
+                return time_from_text(self.text()?).ok_or_else(invalid);
+            }
+            Marker::FixPos(value) => self.marker().map(|_| i64::from(value))?,
+            Marker::FixNeg(value) => self.marker().map(|_| i64::from(value))?,
+            marker => {
+                self.marker()?;
+                self.integer(marker)?.ok_or_else(invalid)?
+            }
+        };
+        Timestamp::from_ms(unix_ms).ok_or_else(invalid)
+    }
+
+    /// The rest of an integer behind its marker; `None` for other types and for what exceeds `i64`.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "as many bytes as read")]
+    fn integer(&mut self, marker: Marker) -> Result<Option<i64>, Fault> {
+        Ok(match marker {
+            Marker::U8 => i64::try_from(self.uint(1)?).ok(),
+            Marker::U16 => i64::try_from(self.uint(2)?).ok(),
+            Marker::U32 => i64::try_from(self.uint(4)?).ok(),
+            Marker::U64 => i64::try_from(self.uint(8)?).ok(),
+            Marker::I8 => Some(i64::from(self.uint(1)? as i8)),
+            Marker::I16 => Some(i64::from(self.uint(2)? as i16)),
+            Marker::I32 => Some(i64::from(self.uint(4)? as i32)),
+            Marker::I64 => Some(self.uint(8)? as i64),
+            _ => None,
+        })
+    }
+
+    fn events(&mut self) -> Result<Vec<Result<RawEvent<'a>, Reason>>, Fault> {
+        let len = match self.marker()? {
+            Marker::FixArray(len) => usize::from(len),
+            Marker::Array16 => self.length(2)?,
+            Marker::Array32 => self.length(4)?,
+            _ => return Err(Fault::Type("events must be a list")),
+        };
+        if len > BATCH_EVENTS_MAX {
+            return Err(Fault::TooManyEvents);
+        }
+        (0..len).map(|_| Ok(event(self.skip()?))).collect()
+    }
+
+    /// Steps over one value and returns its bytes. Counts what is open instead of recursing, so depth costs nothing.
+    fn skip(&mut self) -> Result<&'a [u8], Fault> {
+        let start = self.rest;
+        let mut open = 1_u64;
+        while open > 0 {
+            open -= 1;
+            let (payload, children) = self.extent()?;
+            self.take(payload)?;
+            open = open.saturating_add(children);
+        }
+        Ok(&start[..start.len() - self.rest.len()])
+    }
+
+    /// The bytes that follow the next marker and its length, and the values that follow those.
+    fn extent(&mut self) -> Result<(usize, u64), Fault> {
+        Ok(match self.marker()? {
+            Marker::FixPos(_) | Marker::FixNeg(_) | Marker::Null | Marker::True | Marker::False => (0, 0),
+            Marker::U8 | Marker::I8 => (1, 0),
+            Marker::U16 | Marker::I16 | Marker::FixExt1 => (2, 0),
+            Marker::U32 | Marker::I32 | Marker::F32 => (4, 0),
+            Marker::U64 | Marker::I64 | Marker::F64 => (8, 0),
+            Marker::FixExt2 => (3, 0),
+            Marker::FixExt4 => (5, 0),
+            Marker::FixExt8 => (9, 0),
+            Marker::FixExt16 => (17, 0),
+            Marker::FixStr(len) => (usize::from(len), 0),
+            Marker::Str8 | Marker::Bin8 => (self.length(1)?, 0),
+            Marker::Str16 | Marker::Bin16 => (self.length(2)?, 0),
+            Marker::Str32 | Marker::Bin32 => (self.length(4)?, 0),
+            Marker::Ext8 => (self.length(1)? + 1, 0),
+            Marker::Ext16 => (self.length(2)? + 1, 0),
+            Marker::Ext32 => (self.length(4)?.saturating_add(1), 0),
+            Marker::FixArray(len) => (0, u64::from(len)),
+            Marker::Array16 => (0, self.uint(2)?),
+            Marker::Array32 => (0, self.uint(4)?),
+            Marker::FixMap(len) => (0, u64::from(len) * 2),
+            Marker::Map16 => (0, self.uint(2)? * 2),
+            Marker::Map32 => (0, self.uint(4)? * 2),
+            Marker::Reserved => return Err(Fault::Type("byte 0xc1 means nothing in MessagePack")),
+        })
+    }
+}

@@ -1,0 +1,97 @@
+//! MessagePack, JSON and NDJSON.
+//!
+//! Three shapes of body are read in both formats: a batch `{"batch_id": …, "events": […]}`, a bare list of events, and
+//! a single event. NDJSON is one event a line. In MessagePack, ids may be 16 raw bytes, and properties either a map
+//! or the text of a JSON object as `bin`, which is what the SDK sends because it is carried on unread.
+
+/// The walk that checks properties, and turns MessagePack into JSON on the way.
+pub(crate) mod check;
+
+/// JSON and NDJSON bodies.
+mod json;
+
+/// MessagePack bodies.
+mod messagepack;
+
+/// Events to MessagePack.
+pub mod encode;
+
+use std::borrow::Cow;
+
+use crate::limits::BATCH_EVENTS_MAX;
+use crate::{EventId, RawBatch, Timestamp};
+
+/// The formats of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `application/json`
+    Json,
+    /// `application/x-ndjson`
+    Ndjson,
+    /// `application/msgpack`
+    MessagePack,
+}
+
+impl Format {
+    /// The media type the SDK sends.
+    pub const MESSAGEPACK: &str = "application/msgpack";
+
+    /// Reads a `Content-Type` value; parameters such as a charset are ignored.
+    #[must_use]
+    pub fn from_content_type(value: &str) -> Option<Self> {
+        let media_type = value.split(';').next().unwrap_or_default().trim();
+        match media_type.to_ascii_lowercase().as_str() {
+            "application/json" => Some(Self::Json),
+            "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Some(Self::Ndjson),
+            Self::MESSAGEPACK | "application/x-msgpack" | "application/vnd.msgpack" => {
+                Some(Self::MessagePack)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Why a body as a whole can't be cut into events.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// The body breaks off.
+    #[error("the body ends in the middle of a value; {received} bytes arrived")]
+    Truncated {
+        /// How many bytes there were.
+        received: usize,
+    },
+    /// The body isn't what its content type says.
+    #[error("the body can't be read as {format}: {message}")]
+    Malformed {
+        /// The format in words.
+        format: &'static str,
+        /// What the parser met, and where.
+        message: Cow<'static, str>,
+    },
+    /// More events than one batch takes.
+    #[error("the batch holds more than {BATCH_EVENTS_MAX} events; send them in smaller batches")]
+    TooManyEvents,
+}
+
+/// Cuts a body into its events.
+///
+/// # Errors
+/// When the outer shape can't be read. What is wrong with a single event is kept in its place instead.
+pub fn decode(body: &[u8], format: Format) -> Result<RawBatch<'_>, DecodeError> {
+    match format {
+        Format::Json => json::decode(body),
+        Format::Ndjson => json::decode_lines(body),
+        Format::MessagePack => messagepack::decode(body),
+    }
+}
+
+/// An event's id as text or as 16 bytes.
+fn id_from_text(text: &str) -> Option<EventId> {
+    (!text.is_empty()).then(|| EventId::from_text(text))
+}
+
+/// An event's time as RFC 3339.
+fn time_from_text(text: &str) -> Option<Timestamp> {
+    Timestamp::from_rfc3339(text)
+}

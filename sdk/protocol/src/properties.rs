@@ -1,0 +1,61 @@
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use crate::Reason;
+use crate::codec::check;
+
+/// A JSON object, kept as text: checked once when it is made, then carried as bytes and never parsed again.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Properties(Box<str>);
+
+impl Properties {
+    /// Checks that a text is one JSON object within the protocol's limits, without duplicate keys or NUL.
+    ///
+    /// # Errors
+    /// The first rule it breaks.
+    pub fn parse(json: &str) -> Result<Self, Reason> {
+        check::json_object(json)?;
+        Ok(Self(json.trim().into()))
+    }
+
+    /// Takes the text of a JSON object that its caller wrote or checked before: the SDK's own encoder, a store's column.
+    /// What is wrong with it is found by whoever receives the event.
+    #[must_use]
+    pub fn trusted(json: String) -> Self {
+        Self(json.into_boxed_str())
+    }
+
+    /// Returns the JSON text, `{}` when there are none.
+    #[must_use]
+    pub fn as_json(&self) -> &str {
+        &self.0
+    }
+
+    /// Says whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        &*self.0 == "{}"
+    }
+}
+
+impl Default for Properties {
+    fn default() -> Self {
+        Self("{}".into())
+    }
+}
+
+impl fmt::Debug for Properties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Writes the object itself into JSON. Only `serde_json` can carry a raw text.
+impl Serialize for Properties {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let raw: &RawValue = serde_json::from_str(&self.0).map_err(serde::ser::Error::custom)?;
+        raw.serialize(serializer)
+    }
+}

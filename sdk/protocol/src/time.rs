@@ -1,0 +1,89 @@
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Serialize, Serializer};
+
+/// A moment in Unix milliseconds, shown as RFC 3339 in UTC.
+///
+/// Years 0001 to 9999; what lies outside can't be written in RFC 3339 and is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+/// 0001-01-01T00:00:00.000Z.
+const MS_MIN: i64 = -62_135_596_800_000;
+/// 9999-12-30T22:00:00.000Z, the last moment every time zone can still write with four digits.
+const MS_MAX: i64 = 253_402_207_200_000;
+
+impl Timestamp {
+    /// Takes Unix milliseconds; `None` outside the years 0001 to 9999.
+    #[must_use]
+    pub fn from_ms(unix_ms: i64) -> Option<Self> {
+        (MS_MIN..=MS_MAX).contains(&unix_ms).then_some(Self(unix_ms))
+    }
+
+    /// Reads an RFC 3339 timestamp with any offset, cut to milliseconds.
+    #[must_use]
+    pub fn from_rfc3339(text: &str) -> Option<Self> {
+        let moment: jiff::Timestamp = text.parse().ok()?;
+        Self::from_ms(moment.as_millisecond())
+    }
+
+    /// Takes the system's time, held within the years that can be written.
+    #[must_use]
+    pub fn from_system(time: SystemTime) -> Self {
+        let unix_ms = match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => i64::try_from(after.as_millis()).unwrap_or(i64::MAX),
+            Err(before) => i64::try_from(before.duration().as_millis()).map_or(i64::MIN, |ms| -ms),
+        };
+        Self(unix_ms.clamp(MS_MIN, MS_MAX))
+    }
+
+    /// Returns Unix milliseconds.
+    #[must_use]
+    pub const fn ms(self) -> i64 {
+        self.0
+    }
+
+    /// Moves the moment, held within the years that can be written.
+    #[must_use]
+    pub fn shifted(self, by_ms: i64) -> Self {
+        Self(self.0.saturating_add(by_ms).clamp(MS_MIN, MS_MAX))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let moment =
+            jiff::Timestamp::from_millisecond(self.0).expect("the range was checked at construction");
+        write!(f, "{moment:.3}")
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rfc3339_reads_any_offset_and_prints_utc() {
+        let moment = Timestamp::from_rfc3339("2013-01-01T05:15:00.1239-05:00").unwrap();
+        assert_eq!(moment.ms(), 1_357_035_300_123);
+        assert_eq!(moment.to_string(), "2013-01-01T10:15:00.123Z");
+    }
+
+    #[test]
+    fn both_ends_of_the_range_can_be_printed_and_read_again() {
+        for ms in [MS_MIN, MS_MAX] {
+            let moment = Timestamp::from_ms(ms).unwrap();
+            assert_eq!(Timestamp::from_rfc3339(&moment.to_string()), Some(moment));
+        }
+        assert_eq!(Timestamp::from_ms(MS_MIN - 1), None);
+        assert_eq!(Timestamp::from_ms(MS_MAX + 1), None);
+        assert_eq!(Timestamp::from_rfc3339("yesterday"), None);
+    }
+}
