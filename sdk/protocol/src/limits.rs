@@ -8,7 +8,7 @@ pub const EVENT_BYTES_MAX: usize = 256 * 1024;
 pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A request body after decompression: 16 MiB. Events shrink 4–7× under zstd and gzip, so a full compressed batch of
-/// honest events fits while a bomb (1,000×) stops early. With 64 requests in decoding it bounds memory to 1 GiB.
+/// honest events fits while a bomb (1,000×) stops early. How many bodies are in memory at once is the collector's to bound.
 pub const BATCH_DECODED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Events in a batch. At 400 B an event 10,000 of them are 4 MB, below the byte limits; one transaction of 10,000 rows

@@ -10,14 +10,25 @@ use crate::codec::check;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Properties(Box<str>);
 
+const LINE_BREAKS: [char; 2] = ['\n', '\r'];
+
 impl Properties {
     /// Checks that a text is one JSON object within the protocol's limits, without duplicate keys or NUL.
+    ///
+    /// The text is kept as it is, but on one line: whoever reads line by line (NDJSON, SSE) can rely on that.
     ///
     /// # Errors
     /// The first rule it breaks.
     pub fn parse(json: &str) -> Result<Self, Reason> {
-        check::json_object(json)?;
-        Ok(Self(json.trim().into()))
+        if check::json_object(json)? == 0 {
+            return Ok(Self::default());
+        }
+        let json = json.trim();
+        // In valid JSON a line break can only be whitespace between tokens: within a text it must be escaped.
+        if json.contains(LINE_BREAKS) {
+            return Ok(Self(json.replace(LINE_BREAKS, " ").into()));
+        }
+        Ok(Self(json.into()))
     }
 
     /// Takes the text of a JSON object that its caller wrote or checked before: the SDK's own encoder, a store's column.
@@ -57,5 +68,22 @@ impl Serialize for Properties {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let raw: &RawValue = serde_json::from_str(&self.0).map_err(serde::ser::Error::custom)?;
         raw.serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_kept_but_on_one_line() {
+        let properties = Properties::parse("\r\n{\n  \"a\" : 1e2,\r\n  \"b\": \"x\\ny\"\n}\n").unwrap();
+        assert_eq!(properties.as_json(), r#"{   "a" : 1e2,    "b": "x\ny" }"#);
+    }
+
+    #[test]
+    fn every_empty_object_is_the_same() {
+        assert_eq!(Properties::parse(" { \n } ").unwrap(), Properties::default());
+        assert!(Properties::parse("{\t}").unwrap().is_empty());
     }
 }

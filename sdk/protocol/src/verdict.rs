@@ -23,7 +23,9 @@ pub enum Verdict {
     Quarantined(Reason),
     /// Refused for good; sending it again gets the same answer.
     Rejected(Reason),
-    /// Not processed; send it again in a new batch.
+    /// Not processed; send it again in a new batch. A verdict that a newer collector has and this version doesn't know
+    /// counts as this one: sending again is never wrong, because the collector knows the event by its id.
+    #[serde(other)]
     Retry,
 }
 
@@ -175,6 +177,14 @@ mod tests {
             assert!(Reply::new(batch(), vec![Verdict::Stored; 500]).into_verdicts(sent).is_err());
         }
         assert!(Reply::new(batch(), vec![]).into_verdicts(0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn verdicts_of_a_newer_collector_are_read_as_retry() {
+        let reply = r#"{"batch_id":"b","events":3,"verdicts":
+            [{"verdict":"stored"},{"verdict":"archived","where":"cellar"},{"verdict":"retry"}]}"#;
+        let read: Reply = serde_json::from_str(reply).unwrap();
+        assert_eq!(read.into_verdicts(3).unwrap(), [Verdict::Stored, Verdict::Retry, Verdict::Retry]);
     }
 
     #[test]

@@ -2,11 +2,11 @@
 //! has no word for. Over JSON text it only checks; over MessagePack it writes the JSON text as it goes.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
+use crate::codec::seen::Seen;
 use crate::limits::{DEPTH_MAX, EVENT_BYTES_MAX, KEY_CHARS_MAX, KEYS_MAX};
 use crate::{Code, Reason};
 
@@ -51,7 +51,10 @@ impl From<Fault> for Reason {
             Fault::NotFinite => {
                 invalid("properties contain NaN or infinity, which JSON can't hold; send null")
             }
-            Fault::Binary => invalid("properties contain binary, which JSON can't hold; send base64 text"),
+            // rmp-serde shows text that isn't UTF-8 as bytes, so the two look alike here.
+            Fault::Binary => invalid(
+                "properties contain binary or text that isn't UTF-8, which JSON can't hold; send base64 text",
+            ),
             Fault::Extension => invalid(
                 "properties contain a MessagePack extension; send a plain value, times as RFC 3339 text",
             ),
@@ -65,21 +68,29 @@ impl From<Fault> for Reason {
     }
 }
 
-/// Checks a JSON text.
-pub(crate) fn json_object(json: &str) -> Result<(), Reason> {
+/// Checks a JSON text and returns the number of its keys.
+pub(crate) fn json_object(json: &str) -> Result<usize, Reason> {
     let mut walk = Walk::default();
     let mut parser = serde_json::Deserializer::from_str(json);
     let read = Node { walk: &mut walk, depth: 0 }.deserialize(&mut parser).and_then(|()| parser.end());
-    walk.finish(read.map_err(|error| format!("properties aren't valid JSON: {error}"))).map(drop)
+    let keys = walk.keys;
+    walk.finish(read.map_err(|error| format!("properties aren't valid JSON: {error}"))).map(|_| keys)
 }
 
 /// Checks a MessagePack value and returns it as JSON text.
+#[cfg(feature = "maps")]
 pub(crate) fn messagepack_object(bytes: &[u8]) -> Result<String, Reason> {
     let mut walk = Walk { json: Some(Vec::with_capacity(bytes.len() + bytes.len() / 4)), ..Walk::default() };
     let mut parser = rmp_serde::Deserializer::from_read_ref(bytes);
     let read = Node { walk: &mut walk, depth: 0 }.deserialize(&mut parser);
     let json = walk.finish(read.map_err(|error| format!("properties aren't valid MessagePack: {error}")))?;
     Ok(String::from_utf8(json).expect("serde_json writes UTF-8"))
+}
+
+/// Refuses what only other builds read.
+#[cfg(not(feature = "maps"))]
+pub(crate) fn messagepack_object(_: &[u8]) -> Result<String, Reason> {
+    Err(Reason::new(Code::InvalidProperties, "this build reads properties as JSON text alone"))
 }
 
 #[derive(Default)]
@@ -300,35 +311,6 @@ impl<'de> Visitor<'de> for KeySeed<'_> {
 fn checked_key<'de, E: de::Error>(walk: &mut Walk, key: Cow<'de, str>) -> Result<Key<'de>, E> {
     let too_long = key.len() > KEY_CHARS_MAX && key.chars().count() > KEY_CHARS_MAX;
     if key.is_empty() || too_long { Err(walk.fail(Fault::LongKey)) } else { Ok(Key(key)) }
-}
-
-/// The keys of one object so far: a scan while there are few, a set once there are many.
-#[derive(Default)]
-struct Seen<'de> {
-    few: Vec<Cow<'de, str>>,
-    many: HashSet<Cow<'de, str>>,
-}
-
-/// Up to here comparing each with each (120 comparisons) is cheaper than hashing.
-const FEW_KEYS: usize = 16;
-
-impl<'de> Seen<'de> {
-    fn is_empty(&self) -> bool {
-        self.few.is_empty()
-    }
-
-    /// Adds a key, or returns it when it was there before.
-    fn insert(&mut self, key: Cow<'de, str>) -> Option<String> {
-        if self.few.contains(&key) || self.many.contains(&key) {
-            return Some(key.into_owned());
-        }
-        if self.few.len() < FEW_KEYS {
-            self.few.push(key);
-        } else {
-            self.many.insert(key);
-        }
-        None
-    }
 }
 
 #[cfg(test)]

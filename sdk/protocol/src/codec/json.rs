@@ -5,41 +5,53 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{DecodeError, id_from_text, time_from_text};
+use super::{DecodeError, batch_id_from_text, event_id_from_text, invalid_time, unknown_field_beside_events};
 use crate::event::check_size;
 use crate::limits::BATCH_EVENTS_MAX;
 use crate::{BatchId, Code, Properties, RawBatch, RawEvent, Reason, Timestamp};
 
+/// What JSON calls whitespace ([RFC 8259 §2](https://www.rfc-editor.org/rfc/rfc8259#section-2)); less than Unicode does.
+const WHITESPACE: [char; 4] = [' ', '\t', '\n', '\r'];
+
 pub(super) fn decode(body: &[u8]) -> Result<RawBatch<'_>, DecodeError> {
-    let text = utf8(body)?;
-    let start = text.trim_start();
-    if start.starts_with('[') {
-        let List(events) = serde_json::from_str(start).map_err(|error| malformed(&error, body.len()))?;
-        return batch(None, &events);
-    }
-    if !start.starts_with('{') {
-        let message = "expected a batch {\"events\": […]}, a list of events or one event".into();
-        return Err(DecodeError::Malformed { format: "JSON", message });
-    }
-    let outer: Outer<'_> = serde_json::from_str(start).map_err(|error| malformed(&error, body.len()))?;
-    match outer {
-        Outer { events: Some(_), other: Some(field), .. } => {
-            let message =
-                format!("unknown field {field:?} beside \"events\"; a batch has batch_id and events");
-            Err(DecodeError::Malformed { format: "JSON", message: message.into() })
+    let text = utf8(body)?.trim_matches(WHITESPACE);
+    match text.as_bytes().first() {
+        Some(b'[') => {
+            let List(events) =
+                serde_json::from_str(text).map_err(|error| malformed(&error, text, body.len()))?;
+            batch(None, &events)
         }
-        Outer { id, events: Some(List(events)), .. } => batch(id, &events),
-        Outer { .. } => Ok(RawBatch { id: None, events: vec![event(start.trim_end())] }),
+        Some(b'{') => outer(text, body.len()),
+        Some(_) => {
+            let message = "expected a batch {\"events\": […]}, a list of events or one event".into();
+            Err(DecodeError::Malformed { format: "JSON", message })
+        }
+        None => Err(DecodeError::Truncated { received: body.len() }),
     }
 }
 
+/// An object is a batch when it has `events`, otherwise a single event.
+fn outer(text: &str, received: usize) -> Result<RawBatch<'_>, DecodeError> {
+    match serde_json::from_str(text).map_err(|error| malformed(&error, text, received))? {
+        Outer { events: Some(_), other: Some(field), .. } => {
+            let message = unknown_field_beside_events(&field).into();
+            Err(DecodeError::Malformed { format: "JSON", message })
+        }
+        Outer { id, events: Some(List(events)), .. } => batch(id.flatten(), &events),
+        Outer { .. } => Ok(RawBatch { id: None, events: vec![event(text)] }),
+    }
+}
+
+/// Each line stands alone, so even bytes that aren't UTF-8 cost only their own line.
 pub(super) fn decode_lines(body: &[u8]) -> Result<RawBatch<'_>, DecodeError> {
     let mut events = Vec::new();
-    for line in utf8(body)?.lines().map(str::trim).filter(|line| !line.is_empty()) {
+    let lines = without_bom(body).split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    for line in lines.filter(|line| !line.is_empty()) {
         if events.len() == BATCH_EVENTS_MAX {
             return Err(DecodeError::TooManyEvents);
         }
-        events.push(event(line));
+        let not_utf8 = |_| Reason::new(Code::InvalidEvent, "the line is not UTF-8; JSON is always UTF-8");
+        events.push(std::str::from_utf8(line).map_err(not_utf8).and_then(event));
     }
     Ok(RawBatch { id: None, events })
 }
@@ -53,53 +65,67 @@ fn batch<'a>(id: Option<BatchId>, events: &[&'a RawValue]) -> Result<RawBatch<'a
 
 fn event(json: &str) -> Result<RawEvent<'_>, Reason> {
     check_size(json.len())?;
+    // Derived structs can also be read from a list of their values in order, which nobody means.
+    if !json.starts_with('{') {
+        return Err(Reason::new(Code::InvalidEvent, "expected an event as an object, {\"name\": …}"));
+    }
     let fields: Fields<'_> =
         serde_json::from_str(json).map_err(|error| Reason::new(Code::InvalidEvent, error.to_string()))?;
-    let invalid = |code, message: &'static str| Reason::new(code, message);
     Ok(RawEvent {
-        id: match fields.id.as_deref().map(id_from_text) {
-            Some(None) => {
-                return Err(invalid(Code::InvalidField, "id is empty; leave the field out instead"));
-            }
-            Some(id) => id,
-            None => None,
-        },
-        time: match fields.time.map(|Time(time)| time) {
-            Some(None) => {
-                let message = "time must be RFC 3339 (2026-11-21T03:30:00Z) or integer Unix milliseconds";
-                return Err(invalid(Code::InvalidTime, message));
-            }
-            Some(time) => time,
-            None => None,
-        },
+        id: fields.id.as_deref().map(event_id_from_text).transpose()?,
         name: fields.name,
         description: fields.description,
         user: fields.user,
+        time: fields.time.map(time).transpose()?,
         stream: fields.stream,
         correlation: fields.correlation,
-        properties: match fields.properties {
-            Some(raw) => Properties::parse(raw.get())?,
-            None => Properties::default(),
-        },
+        properties: fields
+            .properties
+            .map_or_else(|| Ok(Properties::default()), |raw| Properties::parse(raw.get()))?,
     })
 }
 
+/// A time is text or an integer; whatever else it is, the answer is the same.
+fn time(raw: &RawValue) -> Result<Timestamp, Reason> {
+    let text: Cow<'_, str> = match raw.get().strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(plain) if !plain.contains('\\') => plain.into(),
+        Some(_) => serde_json::from_str::<String>(raw.get()).map_err(|_| invalid_time())?.into(),
+        None => {
+            let unix_ms = raw.get().parse().ok();
+            return unix_ms.and_then(Timestamp::from_ms).ok_or_else(invalid_time);
+        }
+    };
+    Timestamp::from_rfc3339(&text).ok_or_else(invalid_time)
+}
+
+fn without_bom(body: &[u8]) -> &[u8] {
+    body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
+}
+
 fn utf8(body: &[u8]) -> Result<&str, DecodeError> {
-    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    std::str::from_utf8(body).map_err(|error| match error.error_len() {
+    std::str::from_utf8(without_bom(body)).map_err(|error| match error.error_len() {
         None => DecodeError::Truncated { received: body.len() },
         Some(_) => {
-            let message = format!("byte {} is not UTF-8; JSON is always UTF-8", error.valid_up_to());
+            let at = body.len() - without_bom(body).len() + error.valid_up_to();
+            let message = format!("byte {at} is not UTF-8; JSON is always UTF-8");
             DecodeError::Malformed { format: "JSON", message: message.into() }
         }
     })
 }
 
-fn malformed(error: &serde_json::Error, received: usize) -> DecodeError {
-    if error.is_eof() {
+fn malformed(error: &serde_json::Error, text: &str, received: usize) -> DecodeError {
+    if error.is_eof() || cut_in_a_number(error, text) {
         return DecodeError::Truncated { received };
     }
     DecodeError::Malformed { format: "JSON", message: error.to_string().into() }
+}
+
+/// A number cut behind its sign, point or exponent is the one end that serde_json calls invalid instead.
+fn cut_in_a_number(error: &serde_json::Error, text: &str) -> bool {
+    let last_line = text.rsplit('\n').next().unwrap_or_default();
+    text.ends_with(['-', '+', '.', 'e', 'E'])
+        && error.column() >= last_line.len()
+        && error.line() == text.lines().count()
 }
 
 /// The events of a body as unread slices of it.
@@ -137,7 +163,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for List<'a> {
 /// The outermost object: a batch when it has `events`, otherwise a single event that is read again as such.
 #[derive(Default)]
 struct Outer<'a> {
-    id: Option<BatchId>,
+    /// `Some(None)` when it was given as null, which stands for a field left out.
+    id: Option<Option<BatchId>>,
     events: Option<List<'a>>,
     other: Option<Cow<'a, str>>,
 }
@@ -164,7 +191,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Outer<'a> {
                         "batch_id" if outer.id.is_some() => {
                             return Err(A::Error::duplicate_field("batch_id"));
                         }
-                        "batch_id" => outer.id = Some(batch_id(&map.next_value::<Cow<'de, str>>()?)?),
+                        "batch_id" => {
+                            let text: Option<Cow<'de, str>> = map.next_value()?;
+                            let id = text.as_deref().map(batch_id_from_text).transpose();
+                            outer.id = Some(id.map_err(A::Error::custom)?);
+                        }
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                             outer.other.get_or_insert(key);
@@ -179,14 +210,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Outer<'a> {
     }
 }
 
-fn batch_id<E: Error>(text: &str) -> Result<BatchId, E> {
-    match text.len() {
-        1..=crate::limits::ID_CHARS_MAX => Ok(BatchId::from_text(text)),
-        0 => Err(E::custom("batch_id is empty; leave it out instead")),
-        _ => Err(E::custom("batch_id is longer than 200 bytes; use a UUID")),
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fields<'a> {
@@ -198,43 +221,12 @@ struct Fields<'a> {
     description: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     user: Option<Cow<'a, str>>,
-    #[serde(default)]
-    time: Option<Time>,
+    #[serde(borrow, default)]
+    time: Option<&'a RawValue>,
     #[serde(borrow, default)]
     stream: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     correlation: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     properties: Option<&'a RawValue>,
-}
-
-/// A time that was given: `None` when it can't be read.
-struct Time(Option<Timestamp>);
-
-impl<'de> Deserialize<'de> for Time {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-
-        impl Visitor<'_> for Either {
-            type Value = Time;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("RFC 3339 text or integer Unix milliseconds")
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<Time, E> {
-                Ok(Time(time_from_text(text)))
-            }
-
-            fn visit_i64<E: Error>(self, unix_ms: i64) -> Result<Time, E> {
-                Ok(Time(Timestamp::from_ms(unix_ms)))
-            }
-
-            fn visit_u64<E: Error>(self, unix_ms: u64) -> Result<Time, E> {
-                Ok(Time(i64::try_from(unix_ms).ok().and_then(Timestamp::from_ms)))
-            }
-        }
-
-        deserializer.deserialize_any(Either)
-    }
 }

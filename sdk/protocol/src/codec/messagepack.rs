@@ -3,9 +3,11 @@ use std::borrow::Cow;
 use rmp::Marker;
 use uuid::Uuid;
 
-use super::{DecodeError, check, id_from_text, time_from_text};
+use super::{
+    DecodeError, batch_id_from_text, check, event_id_from_text, invalid_time, unknown_field_beside_events,
+};
 use crate::event::check_size;
-use crate::limits::{BATCH_EVENTS_MAX, ID_CHARS_MAX};
+use crate::limits::BATCH_EVENTS_MAX;
 use crate::{BatchId, Code, EventId, Properties, RawBatch, RawEvent, Reason, Timestamp};
 
 pub(super) fn decode(body: &[u8]) -> Result<RawBatch<'_>, DecodeError> {
@@ -34,10 +36,7 @@ fn outer<'a>(reader: &mut Reader<'a>, body: &'a [u8]) -> Result<RawBatch<'a>, De
             "events" if events.is_some() => return Err(malformed("events stands twice")),
             "events" => events = Some(reader.events().map_err(|fault| fault.of_body(body))?),
             "batch_id" if id.is_some() => return Err(malformed("batch_id stands twice")),
-            "batch_id" => {
-                let value = reader.id().map_err(|fault| fault.of_body(body))?;
-                id = Some(value.ok_or_else(|| malformed("batch_id is empty or longer than 200 bytes"))?);
-            }
+            "batch_id" => id = Some(batch_id(reader).map_err(|fault| fault.of_body(body))?),
             _ => {
                 reader.skip().map_err(|fault| fault.of_body(body))?;
                 other.get_or_insert(key);
@@ -46,16 +45,26 @@ fn outer<'a>(reader: &mut Reader<'a>, body: &'a [u8]) -> Result<RawBatch<'a>, De
     }
     match (events, other) {
         (Some(_), Some(field)) => {
-            let message =
-                format!("unknown field {field:?} beside \"events\"; a batch has batch_id and events");
-            Err(DecodeError::Malformed { format: "MessagePack", message: message.into() })
+            let message = unknown_field_beside_events(field).into();
+            Err(DecodeError::Malformed { format: "MessagePack", message })
         }
-        (Some(events), None) => Ok(RawBatch { id: id.map(|id| BatchId::from_uuid(id.uuid())), events }),
+        (Some(events), None) => Ok(RawBatch { id: id.flatten(), events }),
         (None, _) => {
             let bytes = &start[..start.len() - reader.rest.len()];
             Ok(RawBatch { id: None, events: vec![event(bytes)] })
         }
     }
+}
+
+/// The id of a batch; `None` for nil, which stands for a field left out, as it does in events.
+fn batch_id(reader: &mut Reader<'_>) -> Result<Option<BatchId>, Fault> {
+    if reader.nil() {
+        return Ok(None);
+    }
+    if let Some(uuid) = reader.uuid()? {
+        return Ok(Some(BatchId::from_uuid(uuid)));
+    }
+    batch_id_from_text(reader.text()?).map(Some).map_err(Fault::Type)
 }
 
 fn event(bytes: &[u8]) -> Result<RawEvent<'_>, Reason> {
@@ -85,21 +94,25 @@ const FIELDS: [&str; 8] =
     ["id", "name", "description", "user", "time", "stream", "correlation", "properties"];
 
 fn read_field<'a>(event: &mut RawEvent<'a>, key: &str, reader: &mut Reader<'a>) -> Result<(), Reason> {
+    let of_field = |fault: Fault| fault.of_field(key);
     match key {
-        "id" => {
-            let id = reader.id()?;
-            let empty = || Reason::new(Code::InvalidField, "id is empty or longer than 200 bytes");
-            event.id = Some(id.ok_or_else(empty)?);
-        }
+        "id" => event.id = Some(event_id(reader, of_field)?),
         "time" => event.time = Some(reader.time()?),
         "properties" => event.properties = properties(reader.skip()?)?,
-        "name" => event.name = Some(reader.cow()?),
-        "description" => event.description = Some(reader.cow()?),
-        "user" => event.user = Some(reader.cow()?),
-        "stream" => event.stream = Some(reader.cow()?),
-        _ => event.correlation = Some(reader.cow()?),
+        "name" => event.name = Some(reader.cow().map_err(of_field)?),
+        "description" => event.description = Some(reader.cow().map_err(of_field)?),
+        "user" => event.user = Some(reader.cow().map_err(of_field)?),
+        "stream" => event.stream = Some(reader.cow().map_err(of_field)?),
+        _ => event.correlation = Some(reader.cow().map_err(of_field)?),
     }
     Ok(())
+}
+
+fn event_id(reader: &mut Reader<'_>, of_field: impl Fn(Fault) -> Reason) -> Result<EventId, Reason> {
+    match reader.uuid().map_err(&of_field)? {
+        Some(uuid) => Ok(uuid.into()),
+        None => event_id_from_text(reader.text().map_err(of_field)?),
+    }
 }
 
 /// A map is turned into JSON; a `bin` is JSON text already.
@@ -132,6 +145,13 @@ impl Fault {
             Self::Truncated => DecodeError::Truncated { received: body.len() },
             Self::Type(message) => malformed(message),
             Self::TooManyEvents => DecodeError::TooManyEvents,
+        }
+    }
+
+    fn of_field(self, field: &str) -> Reason {
+        match self {
+            Self::Type(message) => Reason::new(Code::InvalidEvent, format!("{field}: {message}")),
+            fault => fault.into(),
         }
     }
 }
@@ -216,32 +236,28 @@ impl<'a> Reader<'a> {
         self.take(bytes)
     }
 
-    /// An id as 16 raw bytes or as text; `None` when it is empty or too long.
-    fn id(&mut self) -> Result<Option<EventId>, Fault> {
-        if matches!(self.peek(), Some(Marker::Bin8 | Marker::Bin16 | Marker::Bin32)) {
-            let uuid =
-                Uuid::from_slice(self.bin()?).map_err(|_| Fault::Type("an id as binary has 16 bytes"))?;
-            return Ok(Some(uuid.into()));
+    /// An id as 16 raw bytes; `None` when the next value isn't binary, which then is still to be read.
+    fn uuid(&mut self) -> Result<Option<Uuid>, Fault> {
+        if !matches!(self.peek(), Some(Marker::Bin8 | Marker::Bin16 | Marker::Bin32)) {
+            return Ok(None);
         }
-        let text = self.text()?;
-        Ok(if text.len() > ID_CHARS_MAX * 4 { None } else { id_from_text(text) })
+        let uuid = Uuid::from_slice(self.bin()?);
+        uuid.map(Some).map_err(|_| Fault::Type("an id as binary has 16 bytes"))
     }
 
     fn time(&mut self) -> Result<Timestamp, Reason> {
-        let invalid =
-            || Reason::new(Code::InvalidTime, "time must be RFC 3339 text or integer Unix milliseconds");
         let unix_ms = match self.peek().ok_or(Fault::Truncated)? {
             Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => {
-                return time_from_text(self.text()?).ok_or_else(invalid);
+                return Timestamp::from_rfc3339(self.text()?).ok_or_else(invalid_time);
             }
             Marker::FixPos(value) => self.marker().map(|_| i64::from(value))?,
             Marker::FixNeg(value) => self.marker().map(|_| i64::from(value))?,
             marker => {
                 self.marker()?;
-                self.integer(marker)?.ok_or_else(invalid)?
+                self.integer(marker)?.ok_or_else(invalid_time)?
             }
         };
-        Timestamp::from_ms(unix_ms).ok_or_else(invalid)
+        Timestamp::from_ms(unix_ms).ok_or_else(invalid_time)
     }
 
     /// The rest of an integer behind its marker; `None` for other types and for what exceeds `i64`.

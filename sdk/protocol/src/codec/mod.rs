@@ -7,6 +7,9 @@
 /// The walk that checks properties, and turns MessagePack into JSON on the way.
 pub(crate) mod check;
 
+/// The keys of one object, to find the one that stands twice.
+mod seen;
+
 /// JSON and NDJSON bodies.
 mod json;
 
@@ -18,8 +21,8 @@ pub mod encode;
 
 use std::borrow::Cow;
 
-use crate::limits::BATCH_EVENTS_MAX;
-use crate::{EventId, RawBatch, Timestamp};
+use crate::limits::{BATCH_EVENTS_MAX, ID_CHARS_MAX};
+use crate::{BatchId, Code, EventId, RawBatch, Reason};
 
 /// The formats of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,12 +89,30 @@ pub fn decode(body: &[u8], format: Format) -> Result<RawBatch<'_>, DecodeError> 
     }
 }
 
-/// An event's id as text or as 16 bytes.
-fn id_from_text(text: &str) -> Option<EventId> {
-    (!text.is_empty()).then(|| EventId::from_text(text))
+/// An event's id as its client wrote it; its length is checked with the other fields.
+fn event_id_from_text(text: &str) -> Result<EventId, Reason> {
+    if text.is_empty() {
+        return Err(Reason::new(Code::InvalidField, "id is empty; leave the field out instead"));
+    }
+    Ok(EventId::from_text(text))
 }
 
-/// An event's time as RFC 3339.
-fn time_from_text(text: &str) -> Option<Timestamp> {
-    Timestamp::from_rfc3339(text)
+/// A batch's id as its client wrote it.
+fn batch_id_from_text(text: &str) -> Result<BatchId, &'static str> {
+    if text.is_empty() {
+        return Err("batch_id is empty; leave it out instead");
+    }
+    if text.len() > ID_CHARS_MAX && text.chars().count() > ID_CHARS_MAX {
+        return Err("batch_id is longer than 200 characters; use a UUID");
+    }
+    Ok(BatchId::from_text(text))
+}
+
+fn invalid_time() -> Reason {
+    let message = "time must be RFC 3339 (2026-11-21T03:30:00Z) or integer Unix milliseconds";
+    Reason::new(Code::InvalidTime, message)
+}
+
+fn unknown_field_beside_events(field: &str) -> String {
+    format!("unknown field {field:?} beside \"events\"; a batch has batch_id and events")
 }
