@@ -1,0 +1,131 @@
+use std::collections::VecDeque;
+
+use eventbucket_protocol::BatchId;
+
+use crate::encoded::EncodedEvent;
+use crate::spool::BatchKey;
+
+/// What an event takes in memory beside its bytes: its handle, and the counts before the shared bytes.
+const EVENT_OVERHEAD_BYTES: usize = size_of::<EncodedEvent>() + 16;
+
+/// A closed batch that waits for its verdicts.
+pub(crate) struct Waiting {
+    /// Names it within this process.
+    pub(crate) number: u64,
+    /// Its place in the order in which batches were begun; parts of a batch keep its.
+    pub(crate) order: u64,
+    pub(crate) id: BatchId,
+    pub(crate) events: usize,
+    pub(crate) first_captured_ms: i64,
+    /// Not to be sent before this monotonic time.
+    pub(crate) not_before_ms: u64,
+    /// How often the collector put off all of it or a part.
+    pub(crate) deferrals: u32,
+    pub(crate) in_flight: bool,
+    pub(crate) home: Home,
+    /// What it takes in memory.
+    pub(crate) memory_bytes: usize,
+}
+
+/// Where the events of a closed batch are.
+pub(crate) enum Home {
+    Memory(Vec<EncodedEvent>),
+    Spool(BatchKey),
+}
+
+/// A part of a batch that goes on as a batch of its own: its new id, and which events of the old one it holds.
+pub(crate) type Part = (BatchId, Vec<usize>);
+
+/// The closed batches, oldest first.
+#[derive(Default)]
+pub(crate) struct WaitingList {
+    list: VecDeque<Waiting>,
+}
+
+impl WaitingList {
+    /// Puts a batch behind those of its order. Batches close in the order they were begun, but one in memory may close
+    /// after a later one in the spool.
+    pub(crate) fn insert(&mut self, waiting: Waiting) {
+        let at = self.list.partition_point(|other| other.order <= waiting.order);
+        self.list.insert(at, waiting);
+    }
+
+    pub(crate) fn get(&self, number: u64) -> Option<&Waiting> {
+        self.list.iter().find(|waiting| waiting.number == number)
+    }
+
+    pub(crate) fn get_mut(&mut self, number: u64) -> Option<&mut Waiting> {
+        self.list.iter_mut().find(|waiting| waiting.number == number)
+    }
+
+    pub(crate) fn take(&mut self, number: u64) -> Option<Waiting> {
+        let at = self.list.iter().position(|waiting| waiting.number == number)?;
+        self.list.remove(at)
+    }
+
+    /// The oldest batch that may be sent; those in the spool only while it can be read.
+    pub(crate) fn ready(&self, now_ms: u64, readable: bool) -> Option<&Waiting> {
+        self.list.iter().find(|waiting| waiting.is_ready(now_ms, readable))
+    }
+
+    /// When the next batch becomes ready that isn't now.
+    pub(crate) fn next_ready_ms(&self, now_ms: u64) -> Option<u64> {
+        let put_off = self.list.iter().filter(|waiting| !waiting.in_flight && waiting.not_before_ms > now_ms);
+        put_off.map(|waiting| waiting.not_before_ms).min()
+    }
+
+    /// The oldest batch of one kind of home that isn't under way.
+    pub(crate) fn oldest_idle(&self, in_spool: bool) -> Option<u64> {
+        let idle = |waiting: &&Waiting| !waiting.in_flight && waiting.is_spooled() == in_spool;
+        self.list.iter().find(idle).map(|waiting| waiting.number)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Says whether a batch of an earlier order still waits.
+    pub(crate) fn has_before(&self, order: u64) -> bool {
+        self.list.front().is_some_and(|waiting| waiting.order < order)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Waiting> {
+        self.list.iter_mut()
+    }
+
+    pub(crate) fn retain(&mut self, keep: impl FnMut(&mut Waiting) -> bool) {
+        self.list.retain_mut(keep);
+    }
+
+    pub(crate) fn events(&self) -> u64 {
+        self.list.iter().map(|waiting| waiting.events as u64).sum()
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.list.iter().map(|waiting| waiting.memory_bytes).sum()
+    }
+}
+
+impl Waiting {
+    pub(crate) fn is_spooled(&self) -> bool {
+        matches!(self.home, Home::Spool(_))
+    }
+
+    fn is_ready(&self, now_ms: u64, readable: bool) -> bool {
+        !self.in_flight && self.not_before_ms <= now_ms && (readable || !self.is_spooled())
+    }
+}
+
+impl Home {
+    /// What the events take in memory; in the spool, only what is known about the batch.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let events: &[EncodedEvent] = if let Self::Memory(events) = self { events } else { &[] };
+        let bytes: usize = events.iter().map(|event| event.bytes.len()).sum();
+        size_of::<Waiting>() + memory_bytes(events.len(), bytes)
+    }
+}
+
+/// What encoded events take in memory.
+pub(crate) const fn memory_bytes(events: usize, bytes: usize) -> usize {
+    bytes + events * EVENT_OVERHEAD_BYTES
+}

@@ -1,0 +1,190 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use eventbucket::protocol::{ALIAS, IDENTIFY};
+use eventbucket::{Bucket, CaptureError, Event, Fault, Sink, event, props};
+
+fn bucket(set: impl FnOnce(eventbucket::Builder) -> eventbucket::Builder) -> (Bucket, Sink) {
+    set(Bucket::builder("http://test.invalid", "key")).build_test().unwrap()
+}
+
+#[test]
+fn an_event_arrives_with_everything_it_was_given() {
+    let (bucket, sink) = Bucket::test();
+    let id = bucket.capture(
+        event!("order_paid", user: "u-17", description: "Ada paid", stream: "order-1", correlation: "req-9",
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(5), plan: "pro", "amount.eur": 12.5, again: None::<u8>),
+    );
+    let [event] = &sink.events()[..] else { panic!("one event") };
+    assert_eq!(event.id, id);
+    assert_eq!(event.id.uuid().get_version_num(), 7);
+    assert_eq!((event.name.as_str(), event.user.as_deref()), ("order_paid", Some("u-17")));
+    assert_eq!((event.stream.as_deref(), event.correlation.as_deref()), (Some("order-1"), Some("req-9")));
+    assert_eq!((event.description.as_deref(), event.time.ms()), (Some("Ada paid"), 5));
+    assert_eq!(event.properties.as_json(), r#"{"plan":"pro","amount.eur":12.5,"again":null}"#);
+    assert_eq!(bucket.stats().delivered.stored, 1);
+}
+
+#[test]
+fn what_is_left_open_is_the_time_of_capture() {
+    let (bucket, sink) = Bucket::test();
+    let captured = sink.now();
+    bucket.capture("first");
+    sink.advance(Duration::from_secs(60));
+    bucket.capture("second".to_owned());
+    let times: Vec<_> = sink.events().iter().map(|event| event.time.ms() - captured.ms()).collect();
+    assert_eq!(times, [0, 60_000]);
+}
+
+#[test]
+fn users_are_identified_and_aliased() {
+    let (bucket, sink) = Bucket::test();
+    bucket.identify("u-17", props! { name: "Ada" });
+    bucket.alias("u-17", "anonymous-3");
+    let events = sink.events();
+    assert_eq!((events[0].name.as_str(), events[0].properties.as_json()), (IDENTIFY, r#"{"name":"Ada"}"#));
+    assert_eq!(
+        (events[1].name.as_str(), events[1].properties.as_json()),
+        (ALIAS, r#"{"alias":"anonymous-3"}"#)
+    );
+    assert!(events.iter().all(|event| event.user.as_deref() == Some("u-17")));
+}
+
+#[test]
+fn an_explicit_id_captured_twice_is_sent_once_within_the_window() {
+    let (bucket, sink) = bucket(|builder| builder.dedup_window(100, Duration::from_secs(60)));
+    for _ in 0..3 {
+        bucket.capture(Event::new("paid").id("order-1"));
+    }
+    assert_eq!(sink.events().len(), 1);
+    let stats = bucket.stats();
+    assert_eq!((stats.captured, stats.withheld.duplicate, stats.delivered.stored), (3, 2, 1));
+    sink.advance(Duration::from_secs(61));
+    bucket.capture(Event::new("paid").id("order-1"));
+    assert_eq!(sink.events().len(), 1, "the collector still knows the id");
+    let stats = bucket.stats();
+    assert_eq!((stats.withheld.duplicate, stats.delivered.duplicate), (2, 1));
+    assert!(stats.balances());
+}
+
+#[test]
+fn a_once_key_passes_once_within_its_time() {
+    let (bucket, sink) = Bucket::test();
+    let greet = || bucket.capture(Event::new("greeted").once("greeted u-17", Duration::from_secs(60)));
+    greet();
+    greet();
+    sink.advance(Duration::from_secs(59));
+    greet();
+    assert_eq!(sink.events().len(), 1);
+    sink.advance(Duration::from_secs(1));
+    greet();
+    assert_eq!(sink.events().len(), 2);
+    assert_eq!(bucket.stats().withheld.once, 2);
+}
+
+#[test]
+fn a_sample_keeps_whole_users() {
+    let (bucket, sink) = bucket(|builder| builder.sample(0.5));
+    for _ in 0..3 {
+        for user in 0..100 {
+            bucket.capture(event!("seen", user: format!("u-{user}")));
+        }
+    }
+    let mut by_user: HashMap<_, usize> = HashMap::new();
+    sink.events().into_iter().for_each(|event| *by_user.entry(event.user.unwrap()).or_default() += 1);
+    assert!((30..70).contains(&by_user.len()), "{}", by_user.len());
+    assert!(by_user.values().all(|count| *count == 3));
+    let stats = bucket.stats();
+    assert_eq!(stats.withheld.sampled + stats.delivered.stored, 300);
+}
+
+#[test]
+fn the_context_is_in_every_event_and_own_values_win() {
+    let (bucket, sink) =
+        bucket(|builder| builder.context([("service", "billing")]).context(props! { region: "eu" }));
+    bucket.capture(event!("a", service: "own"));
+    bucket.capture("b");
+    let json: Vec<_> = sink.events().iter().map(|event| event.properties.as_json().to_owned()).collect();
+    assert_eq!(json, [r#"{"service":"own","region":"eu"}"#, r#"{"region":"eu","service":"billing"}"#]);
+}
+
+#[test]
+fn a_hook_changes_and_withholds_but_id_and_time_stay() {
+    let (bucket, sink) = bucket(|builder| {
+        builder.before_send(|event| match event.name() {
+            "secret" => None,
+            _ => Some(event.redact("email").id("forged").time(SystemTime::UNIX_EPOCH).prop("seen", true)),
+        })
+    });
+    let id = bucket.capture(event!("signed_up", email: "ada@example.org", plan: "pro"));
+    bucket.capture("secret");
+    let [event] = &sink.events()[..] else { panic!("one event") };
+    assert_eq!((&event.id, event.time), (&id, sink.now()));
+    assert_eq!(event.properties.as_json(), r#"{"plan":"pro","seen":true}"#);
+    assert_eq!(bucket.stats().withheld.hook, 1);
+}
+
+#[test]
+fn a_disabled_bucket_takes_nothing_and_builds_nothing() {
+    let (bucket, sink) = bucket(|builder| builder.enabled(false));
+    bucket.capture("lost");
+    assert_eq!(bucket.capture_with(|| -> Event { panic!("must not be built") }), None);
+    assert_eq!(bucket.try_capture("refused"), Err(CaptureError::Disabled));
+    bucket.set_enabled(true);
+    assert!(bucket.capture_with(|| "built").is_some());
+    assert_eq!(sink.events().len(), 1);
+    assert_eq!(bucket.stats().captured, 1);
+}
+
+#[test]
+fn what_breaks_a_limit_is_dropped_counted_and_told() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let (bucket, sink) = bucket(|builder| {
+        builder.on_error(move |fault| {
+            assert!(matches!(fault, Fault::Dropped { events: 1, .. }), "{fault}");
+            count.fetch_add(1, Ordering::SeqCst);
+        })
+    });
+    bucket.capture("");
+    bucket.capture("a".repeat(201));
+    bucket.capture(Event::new("nul").user("a\0b"));
+    bucket.capture(Event::new("map").prop("by_number", HashMap::from([(vec![1], 2)])));
+    bucket.capture(Event::new("large").prop("text", "x".repeat(300 * 1024)));
+    assert!(matches!(
+        bucket.try_capture(Event::new("huge").user("x".repeat(1 << 20))),
+        Err(CaptureError::TooLarge { .. })
+    ));
+    bucket.capture("good");
+    assert_eq!(sink.events().len(), 1);
+    let stats = bucket.stats();
+    assert_eq!((stats.dropped.invalid, stats.dropped.too_large), (4, 2));
+    assert_eq!(told.load(Ordering::SeqCst), 6);
+    assert!(stats.balances());
+}
+
+#[test]
+fn after_shutdown_captures_are_counted_as_dropped() {
+    let (bucket, sink) = Bucket::test();
+    bucket.capture("before");
+    let report = bucket.shutdown_blocking(Duration::from_secs(30));
+    assert_eq!((report.delivered, report.still_pending, report.timed_out), (1, 0, false));
+    bucket.capture("after");
+    assert_eq!(bucket.try_capture("after"), Err(CaptureError::Closed));
+    let stats = bucket.stats();
+    assert_eq!((stats.dropped.shutdown, stats.captured), (2, 3));
+    assert!(stats.balances());
+    assert_eq!(sink.events().len(), 1);
+    let again = bucket.shutdown_blocking(Duration::from_secs(30));
+    assert_eq!((again.delivered, again.timed_out), (0, false));
+}
+
+#[test]
+fn durable_without_a_spool_says_so_and_still_delivers() {
+    let (bucket, sink) = Bucket::test();
+    let durable = bucket.capture_durable("paid").wait(Duration::from_secs(30));
+    assert!(matches!(durable, Err(CaptureError::NotDurable(_))), "{durable:?}");
+    assert_eq!(sink.events().len(), 1);
+}
