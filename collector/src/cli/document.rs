@@ -1,0 +1,177 @@
+//! What travels between source and output: the API's documents. A data folder gives the same ones as a collector does, so
+//! a program that reads `--json` needn't know which it was.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::project::{KeyKind, Project, ProjectId};
+use crate::query::audit::Audit;
+use crate::query::{Counts, EventShape, EventsPage};
+use crate::store::{NewProject, StoredEvent};
+
+/// An event of the log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct EventDocument {
+    pub position: u64,
+    pub id: String,
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    pub time: String,
+    pub received: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skew_ms: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<String>,
+    /// As the log carries them, byte for byte.
+    pub properties: Box<RawValue>,
+}
+
+/// A page of events.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct EventsDocument {
+    pub events: Vec<EventDocument>,
+    /// What `--cursor` takes for the next page.
+    pub next: Option<String>,
+}
+
+/// Counts with how much of the log they say.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct CountsDocument {
+    pub counts: Vec<CountDocument>,
+    /// The sum over the rows.
+    pub total: u64,
+    pub applied_to: u64,
+    pub position: u64,
+}
+
+/// A count of events of one name, in one hour where hours were asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct CountDocument {
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hour: Option<String>,
+    pub count: u64,
+}
+
+/// The projects of a collector, or of a key's account.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ProjectsDocument {
+    pub projects: Vec<Project>,
+}
+
+/// A new project with its keys.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct NewProjectDocument {
+    pub project_id: ProjectId,
+    pub name: String,
+    pub write_key: String,
+    pub secret_key: String,
+}
+
+/// A key that replaces those of its kind.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct NewKeyDocument {
+    pub project_id: ProjectId,
+    pub kind: KeyKind,
+    pub key: String,
+}
+
+/// What an audit found.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct AuditDocument {
+    pub projects: Vec<ProjectAuditDocument>,
+    /// Checks that concern the whole store.
+    #[serde(default)]
+    pub store: Vec<CheckDocument>,
+}
+
+impl AuditDocument {
+    /// Says whether every check holds.
+    pub(super) fn holds(&self) -> bool {
+        let of_projects = self.projects.iter().flat_map(|project| &project.checks);
+        of_projects.chain(&self.store).all(|check| check.holds)
+    }
+}
+
+/// What an audit found in one project.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ProjectAuditDocument {
+    pub project_id: ProjectId,
+    pub name: String,
+    pub stored: u64,
+    pub position: u64,
+    pub applied_to: u64,
+    pub checks: Vec<CheckDocument>,
+}
+
+/// One thing that must hold.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct CheckDocument {
+    pub name: String,
+    pub holds: bool,
+    pub detail: String,
+}
+
+/// Counts that were computed anew.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct RebuildDocument {
+    pub view: String,
+    pub generation: u64,
+    pub applied_to: u64,
+}
+
+/// Goes through the text of the API's own shape, so that both sources give the same document.
+fn through_json<T: for<'a> Deserialize<'a>>(shape: &impl Serialize) -> T {
+    let text = serde_json::to_string(shape).expect("shapes have text keys alone");
+    serde_json::from_str(&text).expect("a document has the fields of its shape")
+}
+
+impl From<&StoredEvent> for EventDocument {
+    fn from(stored: &StoredEvent) -> Self {
+        through_json(&EventShape::from(stored))
+    }
+}
+
+impl From<EventsPage> for EventsDocument {
+    fn from(page: EventsPage) -> Self {
+        Self {
+            events: page.events.iter().map(EventDocument::from).collect(),
+            next: page.next.map(|cursor| cursor.to_string()),
+        }
+    }
+}
+
+impl From<Counts> for CountsDocument {
+    fn from(read: Counts) -> Self {
+        let rows = read.rows.into_iter().map(|row| CountDocument {
+            name: row.name,
+            hour: row.hour.map(|hour| hour.to_string()),
+            count: row.count,
+        });
+        let counts: Vec<CountDocument> = rows.collect();
+        let total = counts.iter().map(|row| row.count).sum();
+        Self { counts, total, applied_to: read.applied_to, position: read.position }
+    }
+}
+
+impl From<NewProject> for NewProjectDocument {
+    fn from(new: NewProject) -> Self {
+        Self {
+            project_id: new.project.id,
+            name: new.project.name,
+            write_key: new.write_key.text,
+            secret_key: new.secret_key.text,
+        }
+    }
+}
+
+impl From<Audit> for AuditDocument {
+    fn from(audit: Audit) -> Self {
+        Self { projects: through_json(&audit.projects), store: through_json(&audit.store) }
+    }
+}

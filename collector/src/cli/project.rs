@@ -1,0 +1,136 @@
+//! Projects and their keys.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::project::KeyKind;
+
+use super::Access;
+use super::document::ProjectsDocument;
+use super::failure::Failure;
+use super::output::{Column, Output, Paint, grouped};
+use super::source::{Purpose, Source};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ProjectCommand {
+    /// Make a project with a write key and a secret key, which are shown this once
+    Create(CreateArgs),
+    /// List projects
+    List(ListArgs),
+    /// Replace a project's write key or secret key by a new one, which is shown this once
+    RotateKey(RotateKeyArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "On a pipe: project id, name, write key, secret key; between tabs.\n\n\
+    Examples:\n  \
+    eventbucket project create shop\n  \
+    eventbucket project create shop --json | jq -r .write_key\n  \
+    eventbucket project create shop --url http://10.0.0.5:4000     key in EVENTBUCKET_KEY")]
+pub(super) struct CreateArgs {
+    /// Its name, unique within the account
+    name: String,
+    #[command(flatten)]
+    access: Access,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "On a pipe each line holds: project id, name, events, created; between tabs.\n\n\
+    Examples:\n  \
+    eventbucket project list\n  \
+    eventbucket project list --data /var/lib/eventbucket --json")]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    access: Access,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "The keys of that kind that there were stop working within a second.\n\n\
+    Examples:\n  \
+    eventbucket project rotate-key shop --kind secret\n  \
+    eventbucket project rotate-key shop --kind write --browser     a key for web pages")]
+pub(super) struct RotateKeyArgs {
+    /// The project's name
+    name: String,
+    /// Which key
+    #[arg(long, value_enum)]
+    kind: Kind,
+    /// Let web pages of any origin send with the new write key
+    #[arg(long)]
+    browser: bool,
+    #[command(flatten)]
+    access: Access,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// May send events and nothing else
+    Write,
+    /// May read and manage
+    Secret,
+}
+
+pub(super) async fn run(command: ProjectCommand) -> Result<ExitCode, Failure> {
+    match command {
+        ProjectCommand::Create(args) => create(args).await,
+        ProjectCommand::List(args) => list(args).await,
+        ProjectCommand::RotateKey(args) => rotate_key(args).await,
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create(args: CreateArgs) -> Result<(), Failure> {
+    let output = Output::new(args.access.json);
+    let source = Source::open(&args.access, None, Purpose::Manage)?;
+    let made = source.create_project(&args.name).await?;
+    if output.is_json() {
+        return output.document(&made);
+    }
+    if !output.is_terminal() {
+        let row = vec![made.project_id.to_string(), made.name, made.write_key, made.secret_key];
+        return output.table(&[], &[row]);
+    }
+    output.line(&format!("project     {} ({})", output.paint(Paint::Strong, &made.name), made.project_id))?;
+    output.line(&format!("write key   {}", output.paint(Paint::Strong, &made.write_key)))?;
+    output.line(&format!("secret key  {}", output.paint(Paint::Strong, &made.secret_key)))?;
+    output.line(&output.paint(Paint::Faint, "The keys are stored hashed and can't be shown again."))
+}
+
+async fn list(args: ListArgs) -> Result<(), Failure> {
+    let output = Output::new(args.access.json);
+    let projects = Source::open(&args.access, None, Purpose::Look)?.projects().await?;
+    if output.is_json() {
+        return output.document(&ProjectsDocument { projects });
+    }
+    let figure = |count: u64| if output.is_terminal() { grouped(count) } else { count.to_string() };
+    let rows: Vec<Vec<String>> = projects
+        .into_iter()
+        .map(|project| vec![project.id.to_string(), project.name, figure(project.events), project.created])
+        .collect();
+    let columns =
+        [Column::Figure("id"), Column::Text("name"), Column::Figure("events"), Column::Text("created")];
+    output.table(&columns, &rows)
+}
+
+async fn rotate_key(args: RotateKeyArgs) -> Result<(), Failure> {
+    if args.browser && args.kind == Kind::Secret {
+        let cause = "--browser is for write keys: a secret key has no place in a web page";
+        return Err(Failure::usage("rotate the key", cause));
+    }
+    let output = Output::new(args.access.json);
+    let kind = match args.kind {
+        Kind::Write => KeyKind::Write,
+        Kind::Secret => KeyKind::Secret,
+    };
+    let source = Source::open(&args.access, None, Purpose::Manage)?;
+    let made = source.rotate_key(&args.name, kind, args.browser).await?;
+    if output.is_json() {
+        return output.document(&made);
+    }
+    output.line(&output.paint(Paint::Strong, &made.key))?;
+    if output.is_terminal() {
+        output.line(&output.paint(Paint::Faint, "The key is stored hashed and can't be shown again."))?;
+    }
+    Ok(())
+}

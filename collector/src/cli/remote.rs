@@ -1,0 +1,262 @@
+//! A collector, over HTTP.
+
+use std::time::Duration;
+
+use eventbucket_protocol::{Problem, Timestamp};
+use reqwest::{Client, Method, RequestBuilder, Response, Url};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::config::KEY_VARIABLE;
+use crate::project::{KeyKind, Project};
+use crate::query::{EventsQuery, Order};
+use crate::store::{CountsBy, CountsQuery, EventFilter};
+
+use super::document::{
+    AuditDocument, CountsDocument, EventDocument, EventsDocument, NewKeyDocument, NewProjectDocument,
+    ProjectsDocument, RebuildDocument,
+};
+use super::failure::Failure;
+use super::follow;
+use super::source::OnEvent;
+
+/// How long a connection may take: a host that is up answers within a round trip, lost packets double from 1 s.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long nothing may arrive: four of the lines a collector sends on an idle tail, one every 15 s. An audit or a rebuild
+/// of a large log is silent for longer and has no such limit.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// A collector's address with a secret key.
+pub(super) struct Remote {
+    client: Client,
+    base: Url,
+    key: String,
+}
+
+impl Remote {
+    pub(super) fn new(url: &str, key: Option<String>) -> Result<Self, Failure> {
+        let what = || format!("use the address {url}");
+        let wrong =
+            |cause: String| Failure::usage(what(), cause).remedy("write it like http://127.0.0.1:4000");
+        let base = Url::parse(url).map_err(|error| wrong(error.to_string()))?;
+        if !matches!(base.scheme(), "http" | "https") || base.host().is_none() {
+            return Err(wrong("it doesn't begin with http:// or https://".to_owned()));
+        }
+        let Some(key) = key else {
+            let cause = "a secret key is needed to read and manage";
+            return Err(
+                Failure::usage(what(), cause).remedy(format!("put it into {KEY_VARIABLE}, or give --key"))
+            );
+        };
+        let client = client(&base).map_err(|error| Failure::new("prepare the connection", error))?;
+        Ok(Self { client, base, key })
+    }
+
+    pub(super) async fn projects(&self) -> Result<Vec<Project>, Failure> {
+        let request = self.request(Method::GET, &["projects"], &[]);
+        let document: ProjectsDocument = self.document("list the projects", brief(request)).await?;
+        Ok(document.projects)
+    }
+
+    pub(super) async fn create_project(&self, name: &str) -> Result<NewProjectDocument, Failure> {
+        let request = self.request(Method::POST, &["projects"], &[]).json(&json!({ "name": name }));
+        self.document("create the project", brief(request)).await
+    }
+
+    pub(super) async fn rotate_key(
+        &self,
+        name: &str,
+        kind: KeyKind,
+        browser: bool,
+    ) -> Result<NewKeyDocument, Failure> {
+        let projects = self.projects().await?;
+        let Some(project) = projects.iter().find(|project| project.name == name) else {
+            let cause = format!("there is no project {name:?} in this key's account");
+            return Err(Failure::because("find the project", cause)
+                .remedy("`eventbucket project list` shows those there are"));
+        };
+        let id = project.id.to_string();
+        let request = self.request(Method::POST, &["projects", &id, "keys", "rotate"], &[]);
+        let request = request.json(&json!({ "kind": kind, "browser": browser }));
+        self.document("rotate the key", brief(request)).await
+    }
+
+    pub(super) async fn events(&self, query: EventsQuery) -> Result<EventsDocument, Failure> {
+        let mut parameters = of_filter(query.filter);
+        parameters.push(("limit", query.limit.to_string()));
+        let order = match query.order {
+            Order::Newest => "newest",
+            Order::Position => "position",
+        };
+        parameters.push(("order", order.to_owned()));
+        parameters.extend(query.cursor.map(|cursor| ("cursor", cursor)));
+        let request = self.request(Method::GET, &["events"], &parameters);
+        self.document("list the events", brief(request)).await
+    }
+
+    pub(super) async fn event(&self, id: &str) -> Result<EventDocument, Failure> {
+        let request = self.request(Method::GET, &["events", id], &[]);
+        self.document("show the event", brief(request)).await
+    }
+
+    pub(super) async fn tail(
+        &self,
+        filter: EventFilter,
+        after: Option<u64>,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), Failure> {
+        let parameters = of_filter(filter);
+        let open = |after: Option<u64>| {
+            let request = self.request(Method::GET, &["events", "tail"], &parameters);
+            let request = match after {
+                Some(position) => request.header("last-event-id", position.to_string()),
+                None => request,
+            };
+            self.send("follow the log", request)
+        };
+        follow::run(open, after, on_event).await
+    }
+
+    pub(super) async fn counts(&self, query: CountsQuery) -> Result<CountsDocument, Failure> {
+        let mut parameters = Vec::new();
+        parameters.extend(query.name.map(|name| ("name", name)));
+        parameters.extend(time("from", query.from_hour));
+        parameters.extend(time("to", query.to_hour));
+        let by = match query.by {
+            CountsBy::Total => "total",
+            CountsBy::Hour => "hour",
+        };
+        parameters.push(("by", by.to_owned()));
+        let request = self.request(Method::GET, &["counts"], &parameters);
+        self.document("count the events", brief(request)).await
+    }
+
+    pub(super) async fn audit(&self) -> Result<AuditDocument, Failure> {
+        self.document("audit the store", self.request(Method::GET, &["audit"], &[])).await
+    }
+
+    pub(super) async fn rebuild(&self) -> Result<RebuildDocument, Failure> {
+        self.document("rebuild the counts", self.request(Method::POST, &["rebuild"], &[])).await
+    }
+
+    /// Each part of the path is one segment, whatever characters an id has.
+    fn request(&self, method: Method, path: &[&str], parameters: &[(&str, String)]) -> RequestBuilder {
+        let mut url = self.base.clone();
+        url.path_segments_mut()
+            .expect("http and https addresses have a path")
+            .pop_if_empty()
+            .push("v1")
+            .extend(path);
+        if !parameters.is_empty() {
+            url.query_pairs_mut().extend_pairs(parameters);
+        }
+        self.client.request(method, url).bearer_auth(&self.key)
+    }
+
+    async fn document<T: DeserializeOwned>(&self, what: &str, request: RequestBuilder) -> Result<T, Failure> {
+        let response = self.send(what, request).await?;
+        let body = response.bytes().await.map_err(|error| Failure::new(what, error))?;
+        serde_json::from_slice(&body).map_err(|error| {
+            let cause = format!("the answer can't be read ({error})");
+            Failure::because(what, cause).remedy("does --url name an Event Bucket collector of this version?")
+        })
+    }
+
+    async fn send(&self, what: &str, request: RequestBuilder) -> Result<Response, Failure> {
+        let response = request.send().await.map_err(|error| self.unreachable(what, &error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let problem =
+            response.bytes().await.ok().and_then(|body| serde_json::from_slice::<Problem>(&body).ok());
+        let failure = match problem {
+            Some(problem) => refused(what, problem),
+            None => Failure::because(what, format!("{} answered {status}", self.base))
+                .remedy("does --url name an Event Bucket collector?"),
+        };
+        let passing = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
+        Err(if passing { failure.passing() } else { failure })
+    }
+
+    fn unreachable(&self, what: &str, error: &reqwest::Error) -> Failure {
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        let cause = if error.is_timeout() {
+            format!("{} took too long to answer", self.base)
+        } else {
+            format!("{} can't be reached: {cause}", self.base)
+        };
+        Failure::because(what, cause)
+            .remedy("is the collector running there? `eventbucket serve` starts one")
+            .passing()
+    }
+}
+
+/// Says what the collector said, and what to do where the key is the reason.
+pub(super) fn refused(what: &str, problem: Problem) -> Failure {
+    let failure = Failure::because(what, problem.detail);
+    match problem.status {
+        401 | 403 => failure.remedy(format!("give the project's secret key, in {KEY_VARIABLE} or by --key")),
+        _ => failure,
+    }
+}
+
+/// Limits a request whose answer is short and made at once.
+fn brief(request: RequestBuilder) -> RequestBuilder {
+    request.timeout(SILENCE_MAX)
+}
+
+fn of_filter(filter: EventFilter) -> Vec<(&'static str, String)> {
+    let mut parameters = Vec::new();
+    parameters.extend(filter.name.map(|name| ("name", name)));
+    parameters.extend(filter.user.map(|user| ("user", user)));
+    parameters.extend(time("from", filter.from));
+    parameters.extend(time("to", filter.to));
+    parameters
+}
+
+fn time(name: &'static str, time: Option<Timestamp>) -> Option<(&'static str, String)> {
+    time.map(|time| (name, time.to_string()))
+}
+
+fn client(base: &Url) -> reqwest::Result<Client> {
+    install_tls();
+    let builder = Client::builder()
+        .user_agent(concat!("eventbucket-cli/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .redirect(reqwest::redirect::Policy::none());
+    // A proxy could only reach its own loopback, never ours.
+    let loopback = matches!(base.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+    if loopback { builder.no_proxy().build() } else { builder.build() }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this process is the application and nobody else's")]
+fn install_tls() {
+    // A second call finds the first one's provider, which is the same.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_and_parameters_are_escaped() {
+        let remote = Remote::new("http://127.0.0.1:1/behind/", Some("k".into())).unwrap();
+        let request = remote.request(Method::GET, &["events", "a/b?c"], &[("name", "x&y=z".into())]);
+        let url = request.build().unwrap().url().to_string();
+        assert_eq!(url, "http://127.0.0.1:1/behind/v1/events/a%2Fb%3Fc?name=x%26y%3Dz");
+    }
+
+    #[test]
+    fn an_address_that_can_not_work_is_refused_before_it_is_tried() {
+        for url in ["nonsense", "ftp://x", "http://", "127.0.0.1:4000"] {
+            assert!(Remote::new(url, Some("k".into())).is_err(), "{url}");
+        }
+        assert!(Remote::new("http://x", None).is_err());
+    }
+}

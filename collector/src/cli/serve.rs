@@ -1,0 +1,122 @@
+//! Starting the collector.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::app::{self, Running};
+use crate::config::{self, Config, Flags};
+use crate::shutdown::Signals;
+use crate::telemetry::logs;
+
+use super::failure::{FAILED, Failure};
+use super::folder::refuse_file;
+use super::output::Output;
+use super::welcome::Welcome;
+
+#[derive(Debug, Default, Args)]
+#[command(
+    after_help = "Nothing has to be configured. What is, comes from flags, then EVENTBUCKET_* variables, then one TOML file.\n\
+    SIGTERM and Ctrl-C stop it gracefully, a second one at once.\n\n\
+    Examples:\n  \
+    eventbucket serve\n  \
+    eventbucket serve --data /var/lib/eventbucket --listen 0.0.0.0:4000\n  \
+    eventbucket serve --config /etc/eventbucket.toml --check-config\n  \
+    EVENTBUCKET_LOG=debug eventbucket serve"
+)]
+pub(super) struct ServeArgs {
+    /// Folder that holds everything the collector keeps [default: ./eventbucket-data] [env: EVENTBUCKET_DATA]
+    #[arg(long, value_name = "DIR")]
+    pub(super) data: Option<String>,
+    /// Address to listen on [default: 127.0.0.1:4000] [env: EVENTBUCKET_LISTEN]
+    #[arg(long, value_name = "ADDR")]
+    pub(super) listen: Option<String>,
+    /// Configuration file [default: eventbucket.toml in the data folder, if there is one] [env: EVENTBUCKET_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<String>,
+    /// Print the effective configuration with where each value came from, and end
+    #[arg(long)]
+    check_config: bool,
+    /// Print the configuration as JSON
+    #[arg(long, requires = "check_config")]
+    json: bool,
+}
+
+pub(super) async fn run(args: ServeArgs) -> Result<ExitCode, Failure> {
+    let (check, json) = (args.check_config, args.json);
+    let config = configuration(args)?;
+    if check {
+        show(&config, Output::new(json))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    logs::install(&config.log);
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    refuse_file(&config.data)?;
+    let mut signals =
+        Signals::listen().map_err(|error| Failure::because("listen to signals", error.to_string()))?;
+    let mut running = app::start(&config).await.map_err(|error| starting(&config, error))?;
+    Welcome::new(&config, running.address(), running.take_first_start()).print();
+    until_stopped(running, &mut signals).await
+}
+
+fn configuration(args: ServeArgs) -> Result<Config, Failure> {
+    let flags = Flags { config: args.config, data: args.data, listen: args.listen };
+    // A variable that isn't Unicode can't be one of ours.
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    Config::load(&flags, variables).map_err(|error: config::Error| {
+        Failure::new("read the configuration", error)
+            .remedy("`eventbucket config` prints every key with its default")
+    })
+}
+
+fn show(config: &Config, output: Output) -> Result<(), Failure> {
+    for warning in config.warnings() {
+        eprintln!("eventbucket: {warning}");
+    }
+    if output.is_json() { output.document(&config.to_json()) } else { output.text(&config.to_toml()) }
+}
+
+fn starting(config: &Config, error: app::Error) -> Failure {
+    let what = match &error {
+        app::Error::Bind { address, .. } => format!("listen on {address}"),
+        app::Error::Tls(_) => "offer TLS".to_owned(),
+        _ => format!("open the data folder {}", config.data.display()),
+    };
+    Failure::new(what, error)
+}
+
+/// Serves until a signal, or until a part of it ends that shouldn't.
+async fn until_stopped(running: Running, signals: &mut Signals) -> Result<ExitCode, Failure> {
+    // Both are cancel-safe.
+    let broken = tokio::select! {
+        signal = signals.next() => {
+            tracing::info!("{signal} received: finishing what is in flight; a second one ends at once");
+            None
+        }
+        stage = running.broken() => {
+            tracing::error!(stage, "a stage ended by itself; stopping");
+            Some(stage)
+        }
+    };
+    // The signal branch ends the process, so a cut stop is what was asked for.
+    tokio::select! {
+        stopped = running.stop() => stopped.map_err(|error| Failure::new("close the store", error))?,
+        signal = signals.next() => {
+            tracing::warn!("{signal} received again: ending at once; everything acknowledged is on disk");
+            std::process::exit(i32::from(FAILED));
+        }
+    }
+    match broken {
+        None => {
+            tracing::info!("stopped; everything acknowledged is stored");
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(stage) => {
+            let cause = format!("its {stage} stage ended by itself; the log above says why");
+            Err(Failure::because("keep the collector running", cause))
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Where commands read from. Both ways answer the same questions with the same documents.
+
+use std::path::PathBuf;
+
+use crate::config::{DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, URL_VARIABLE};
+use crate::project::{KeyKind, Project};
+use crate::query::EventsQuery;
+use crate::store::{CountsQuery, EventFilter};
+
+use super::Access;
+use super::document::{
+    AuditDocument, CountsDocument, EventDocument, EventsDocument, NewKeyDocument, NewProjectDocument,
+    RebuildDocument,
+};
+use super::failure::Failure;
+use super::folder::Folder;
+use super::remote::Remote;
+
+/// A collector to ask.
+pub(super) enum Source {
+    /// Its data folder, whether it is running or not.
+    Folder(Folder),
+    /// Its address, with a secret key.
+    Remote(Remote),
+}
+
+/// What a command is going to do there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Look,
+    Manage,
+}
+
+/// Told by sources that know how far something long has come: done, total.
+pub(super) type OnProgress = Box<dyn Fn(u64, u64) + Send + Sync>;
+
+/// Told of each event a tail brings.
+pub(super) type OnEvent<'a> = &'a mut (dyn FnMut(EventDocument) -> Result<(), Failure> + Send);
+
+/// Flags say which; without them `EVENTBUCKET_URL`, then `EVENTBUCKET_DATA`, then the default folder.
+enum Place {
+    Folder(PathBuf),
+    Remote { url: String, key: Option<String> },
+}
+
+impl Source {
+    /// Finds the collector that flags and variables name. `project` is for a folder alone: a key belongs to one project.
+    pub(super) fn open(access: &Access, project: Option<&str>, purpose: Purpose) -> Result<Self, Failure> {
+        match place(access, |name| std::env::var(name).ok().filter(|value| !value.is_empty())) {
+            Place::Folder(folder) => Ok(Self::Folder(Folder::open(folder, project, purpose)?)),
+            Place::Remote { .. } if project.is_some() => Err(Failure::usage(
+                "choose the project",
+                "--project goes with --data; over --url the key belongs to one project already",
+            )),
+            Place::Remote { url, key } => Ok(Self::Remote(Remote::new(&url, key)?)),
+        }
+    }
+
+    /// Lists projects.
+    pub(super) async fn projects(&self) -> Result<Vec<Project>, Failure> {
+        match self {
+            Self::Folder(folder) => folder.projects().await,
+            Self::Remote(remote) => remote.projects().await,
+        }
+    }
+
+    /// Makes a project and its keys.
+    pub(super) async fn create_project(&self, name: &str) -> Result<NewProjectDocument, Failure> {
+        match self {
+            Self::Folder(folder) => folder.create_project(name).await,
+            Self::Remote(remote) => remote.create_project(name).await,
+        }
+    }
+
+    /// Makes a new key and revokes those of its kind.
+    pub(super) async fn rotate_key(
+        &self,
+        name: &str,
+        kind: KeyKind,
+        browser: bool,
+    ) -> Result<NewKeyDocument, Failure> {
+        match self {
+            Self::Folder(folder) => folder.rotate_key(name, kind, browser).await,
+            Self::Remote(remote) => remote.rotate_key(name, kind, browser).await,
+        }
+    }
+
+    /// Reads a page of events.
+    pub(super) async fn events(&self, query: EventsQuery) -> Result<EventsDocument, Failure> {
+        match self {
+            Self::Folder(folder) => folder.events(query).await,
+            Self::Remote(remote) => remote.events(query).await,
+        }
+    }
+
+    /// Reads one event.
+    pub(super) async fn event(&self, id: &str) -> Result<EventDocument, Failure> {
+        match self {
+            Self::Folder(folder) => folder.event(id).await,
+            Self::Remote(remote) => remote.event(id).await,
+        }
+    }
+
+    /// Hands over every event from behind a position, or from the head, until the caller fails.
+    pub(super) async fn tail(
+        &self,
+        filter: EventFilter,
+        after: Option<u64>,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Folder(folder) => folder.tail(filter, after, on_event).await,
+            Self::Remote(remote) => remote.tail(filter, after, on_event).await,
+        }
+    }
+
+    /// Counts events.
+    pub(super) async fn counts(&self, query: CountsQuery) -> Result<CountsDocument, Failure> {
+        match self {
+            Self::Folder(folder) => folder.counts(query).await,
+            Self::Remote(remote) => remote.counts(query).await,
+        }
+    }
+
+    /// Holds everything stored against everything else.
+    pub(super) async fn audit(&self, on_progress: OnProgress) -> Result<AuditDocument, Failure> {
+        match self {
+            Self::Folder(folder) => folder.audit(on_progress).await,
+            Self::Remote(remote) => remote.audit().await,
+        }
+    }
+
+    /// Computes the counts anew.
+    pub(super) async fn rebuild(&self, on_progress: OnProgress) -> Result<RebuildDocument, Failure> {
+        match self {
+            Self::Folder(folder) => folder.rebuild(on_progress).await,
+            Self::Remote(remote) => remote.rebuild().await,
+        }
+    }
+}
+
+fn place(access: &Access, variable: impl Fn(&str) -> Option<String>) -> Place {
+    let key = access.key.clone().or_else(|| variable(KEY_VARIABLE));
+    if let Some(folder) = &access.data {
+        return Place::Folder(PathBuf::from(folder));
+    }
+    if let Some(url) = access.url.clone().or_else(|| variable(URL_VARIABLE)) {
+        return Place::Remote { url, key };
+    }
+    Place::Folder(PathBuf::from(variable(DATA_VARIABLE).unwrap_or_else(|| DATA_DEFAULT.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(access: &Access, variables: &[(&str, &str)]) -> String {
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        match place(access, variable) {
+            Place::Folder(folder) => folder.display().to_string(),
+            Place::Remote { url, key } => format!("{url} {}", key.unwrap_or_default()),
+        }
+    }
+
+    #[test]
+    fn flags_name_the_collector_before_variables_and_variables_before_the_default() {
+        let variables = [(URL_VARIABLE, "http://v"), (KEY_VARIABLE, "kv"), (DATA_VARIABLE, "/v")];
+        let flag_data = Access { data: Some("/f".into()), ..Access::default() };
+        let flag_url = Access { url: Some("http://f".into()), ..Access::default() };
+        let flag_key = Access { key: Some("kf".into()), ..flag_url.clone() };
+        assert_eq!(named(&flag_data, &variables), "/f");
+        assert_eq!(named(&flag_url, &variables), "http://f kv");
+        assert_eq!(named(&flag_key, &variables), "http://f kf");
+        assert_eq!(named(&Access::default(), &variables), "http://v kv");
+        assert_eq!(named(&Access::default(), &variables[2..]), "/v");
+        assert_eq!(named(&Access::default(), &[]), DATA_DEFAULT);
+    }
+}

@@ -1,0 +1,151 @@
+//! What a start prints: where the page is, the keys, lines to paste.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use eventbucket_protocol::EVENTS_PATH;
+
+use crate::config::Config;
+use crate::store::NewProject;
+
+use super::output::{Output, Paint};
+
+/// Stands in the lines to paste where the key isn't known any more.
+const KEY_PLACE: &str = "YOUR_WRITE_KEY";
+
+/// What the first screen says.
+pub(super) struct Welcome {
+    address: SocketAddr,
+    scheme: &'static str,
+    data: PathBuf,
+    new: Option<NewProject>,
+}
+
+impl Welcome {
+    pub(super) fn new(config: &Config, address: SocketAddr, new: Option<NewProject>) -> Self {
+        let scheme = if config.tls.is_some() { "https" } else { "http" };
+        Self { address, scheme, data: config.data.clone(), new }
+    }
+
+    /// Prints it. The last line is for programs: it comes when requests are being taken, and its form stays.
+    pub(super) fn print(&self) {
+        let output = Output::new(false);
+        let text = format!("{}listening on {}://{}\n", self.text(output), self.scheme, self.address);
+        let mut out = std::io::stdout().lock();
+        // A collector whose stdout is closed goes on serving.
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+
+    fn text(&self, output: Output) -> String {
+        let base = format!("{}://{}", self.scheme, reachable(self.address));
+        let strong = |text: &str| output.paint(Paint::Strong, text);
+        let faint = |text: &str| output.paint(Paint::Faint, text);
+        let key = self.new.as_ref().map_or(KEY_PLACE, |new| new.write_key.text.as_str());
+        let mut lines = vec![format!(
+            "Event Bucket {} keeps its log in {}",
+            env!("CARGO_PKG_VERSION"),
+            whole(&self.data)
+        )];
+        lines.push(String::new());
+        lines.push(format!("  page        {}", strong(&self.page(&base))));
+        if let Some(new) = &self.new {
+            lines.push(format!(
+                "  write key   {}   {}",
+                strong(&new.write_key.text),
+                faint("applications send with it")
+            ));
+            lines.push(format!(
+                "  secret key  {}  {}",
+                strong(&new.secret_key.text),
+                faint("reads and manages")
+            ));
+            lines.push(format!(
+                "  {}",
+                faint("The keys are stored hashed: this is the only time they are shown.")
+            ));
+        } else {
+            let hint = "a new key: eventbucket project rotate-key default --kind write";
+            lines.push(format!("  {}", faint(&format!("{hint}{}", data_flag(&self.data)))));
+        }
+        lines.extend([
+            String::new(),
+            "  send an event:".to_owned(),
+            format!("    curl --json '{{\"name\":\"hello\"}}' -H 'Authorization: Bearer {key}' {base}{EVENTS_PATH}"),
+            "  from Rust:".to_owned(),
+            format!("    let bucket = eventbucket::Bucket::builder(\"{base}\", \"{key}\").build()?;"),
+            "    bucket.capture(eventbucket::event!(\"hello\"));".to_owned(),
+            String::new(),
+        ]);
+        lines.iter().fold(String::new(), |mut text, line| {
+            writeln!(text, "{line}").expect("a String takes every write");
+            text
+        })
+    }
+
+    /// A fragment never leaves the browser, so the keys reach the page and no log on the way.
+    fn page(&self, base: &str) -> String {
+        match &self.new {
+            Some(new) => format!("{base}/#write={}&secret={}", new.write_key.text, new.secret_key.text),
+            None => format!("{base}/"),
+        }
+    }
+}
+
+/// Who listens on every address is reached on its own machine by the loopback one.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+fn whole(folder: &Path) -> String {
+    std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned()).display().to_string()
+}
+
+/// The default folder needn't be named.
+fn data_flag(folder: &Path) -> String {
+    if folder == Path::new(crate::config::DATA_DEFAULT) {
+        return String::new();
+    }
+    format!(" --data {}", folder.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::project::{KeyKind, NewKey, Project, ProjectId};
+
+    fn welcome(new: bool) -> Welcome {
+        let new = new.then(|| NewProject {
+            project: Project { id: ProjectId(1), name: "default".into(), created: String::new(), events: 0 },
+            write_key: NewKey { text: "eb_write_x".into(), kind: KeyKind::Write },
+            secret_key: NewKey { text: "eb_secret_y".into(), kind: KeyKind::Secret },
+        });
+        Welcome { address: "0.0.0.0:7".parse().unwrap(), scheme: "http", data: "d".into(), new }
+    }
+
+    #[test]
+    fn the_first_start_fills_the_keys_in() {
+        let text = welcome(true).text(Output::plain());
+        assert!(text.contains("http://127.0.0.1:7/#write=eb_write_x&secret=eb_secret_y"), "{text}");
+        assert!(
+            text.contains("-H 'Authorization: Bearer eb_write_x' http://127.0.0.1:7/v1/events"),
+            "{text}"
+        );
+        assert!(text.contains("Bucket::builder(\"http://127.0.0.1:7\", \"eb_write_x\")"), "{text}");
+        assert!(!text.contains("\x1b["), "{text}");
+    }
+
+    #[test]
+    fn later_starts_know_no_keys_and_say_how_to_get_one() {
+        let text = welcome(false).text(Output::plain());
+        assert!(!text.contains("eb_write"), "{text}");
+        assert!(text.contains("Bearer YOUR_WRITE_KEY"), "{text}");
+        assert!(text.contains("rotate-key default --kind write --data d"), "{text}");
+    }
+}

@@ -1,0 +1,139 @@
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::extract;
+use axum::http::StatusCode;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::problem::{Cause, Refusal};
+use super::{State, reply};
+
+/// Room comes back when somebody frees some, not by waiting a second.
+const DISK_RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// Whether the disk of the data folder has room. Clones share what was seen last.
+#[derive(Clone, Debug)]
+pub struct Health(Arc<Disk>);
+
+#[derive(Debug)]
+struct Disk {
+    folder: PathBuf,
+    free_bytes_min: u64,
+    free_bytes: AtomicU64,
+}
+
+impl Health {
+    /// Watches the disk of a folder; below `free_bytes_min` no batch is taken, so that the disk never fills up under the
+    /// log. 0 turns that off.
+    ///
+    /// # Errors
+    /// When the system can't say how much room there is.
+    pub fn new(folder: &Path, free_bytes_min: u64) -> io::Result<Self> {
+        let disk = Disk { folder: folder.to_owned(), free_bytes_min, free_bytes: AtomicU64::new(0) };
+        let health = Self(Arc::new(disk));
+        health.look()?;
+        Ok(health)
+    }
+
+    /// Asks the system for the free bytes. Blocks as long as the file system takes.
+    pub(super) fn look(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.0.folder)?;
+        let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let before = self.0.free_bytes.swap(free_bytes, Ordering::Relaxed);
+        let low = |bytes| bytes < self.0.free_bytes_min;
+        if low(free_bytes) && !low(before) {
+            tracing::error!(
+                free_bytes,
+                "the disk is almost full; batches are refused until there is room again"
+            );
+        } else if low(before) && !low(free_bytes) && before > 0 {
+            tracing::info!(free_bytes, "the disk has room again");
+        }
+        Ok(free_bytes)
+    }
+
+    /// Refuses a batch while the disk is almost full.
+    pub(super) fn check_room(&self) -> Result<(), Refusal> {
+        let free_bytes = self.0.free_bytes.load(Ordering::Relaxed);
+        if free_bytes >= self.0.free_bytes_min {
+            return Ok(());
+        }
+        let detail = format!(
+            "{free_bytes} bytes are free on the collector's disk, less than the {} that are kept back; free some space",
+            self.0.free_bytes_min
+        );
+        Err(Refusal::new(Cause::DiskLow, detail).retry_after(DISK_RETRY_AFTER))
+    }
+}
+
+#[derive(Serialize)]
+struct StatusDocument {
+    status: &'static str,
+}
+
+/// `GET /healthz/live`: the process answers.
+pub(super) async fn live() -> Response {
+    reply::json(StatusCode::OK, &StatusDocument { status: "live" })
+}
+
+/// `GET /healthz/ready`: a batch sent now would be stored.
+pub(super) async fn ready(extract::State(edge): extract::State<State>) -> Response {
+    if edge.draining.is_cancelled() {
+        return Refusal::new(Cause::Unavailable, "the collector is stopping").into_response();
+    }
+    if let Err(refusal) = edge.health.check_room() {
+        return refusal.into_response();
+    }
+    match edge.query.serving() {
+        Ok(()) => reply::json(StatusCode::OK, &StatusDocument { status: "ready" }),
+        Err(error) => Refusal::new(Cause::Unavailable, error.to_string()).into_response(),
+    }
+}
+
+#[derive(Serialize)]
+struct VersionDocument {
+    name: &'static str,
+    version: &'static str,
+    protocol: u32,
+}
+
+/// `GET /version`
+pub(super) async fn version() -> Response {
+    let document = VersionDocument { name: "eventbucket", version: env!("CARGO_PKG_VERSION"), protocol: 1 };
+    reply::json(StatusCode::OK, &document)
+}
+
+/// `GET /metrics`: Prometheus' text format.
+pub(super) async fn metrics(extract::State(edge): extract::State<State>) -> Result<Response, Refusal> {
+    let ledger = edge.query.ledger().await?;
+    edge.metrics.ledger(
+        ledger.received,
+        &[
+            ("stored", ledger.stored),
+            ("duplicate", ledger.duplicate),
+            ("quarantined", ledger.quarantined),
+            ("rejected", ledger.rejected),
+        ],
+    );
+    let headers = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"), (CACHE_CONTROL, "no-store")];
+    Ok((headers, edge.metrics.render()).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_above_what_is_free_refuses_batches_and_zero_never_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let refusal = Health::new(folder.path(), u64::MAX).unwrap().check_room().unwrap_err();
+        assert_eq!((refusal.problem().code.as_str(), refusal.retry_after_s()), ("disk_low", Some(30)));
+        Health::new(folder.path(), 0).unwrap().check_room().unwrap();
+        assert!(Health::new(&folder.path().join("absent"), 0).is_err());
+    }
+}

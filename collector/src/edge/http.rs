@@ -1,0 +1,63 @@
+use std::time::SystemTime;
+
+use axum::body::Body;
+use axum::extract::{self, Request};
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use eventbucket_protocol::{SENT_AT_HEADER, Timestamp, codec};
+
+use super::problem::{Cause, Refusal};
+use super::{State, body, cors, decode, key, reply};
+use crate::ingest::{self, Arrival};
+use crate::project::Grant;
+
+/// `POST /v1/events`: authenticate → decode → validate → publish → verdicts.
+pub(super) async fn take_events(extract::State(edge): extract::State<State>, request: Request) -> Response {
+    let (head, mut body) = request.into_parts();
+    let grant = match key::sender(&edge, &head.headers).await {
+        Ok(grant) => grant,
+        Err(refusal) => {
+            body::discard_rest(&head, body).await;
+            return refusal.into_response();
+        }
+    };
+    let answer = match batch(&edge, grant, &head, &mut body).await {
+        Ok(answer) => answer,
+        Err(refusal) => {
+            body::discard_rest(&head, body).await;
+            refusal.into_response()
+        }
+    };
+    cors::echo_origin(answer, &head.headers, grant)
+}
+
+async fn batch(edge: &State, grant: Grant, head: &Parts, body: &mut Body) -> Result<Response, Refusal> {
+    edge.health.check_room()?;
+    let format = decode::format(&head.headers)?;
+    let encoding = decode::encoding(&head.headers)?;
+    let sent_at = sent_at(&head.headers)?;
+
+    let held = body::read(head, body, &edge.limits, edge.config.body_timeout).await?;
+    edge.metrics.body_received(held.bytes.len());
+    let arrival = Arrival { received: Timestamp::from_system(SystemTime::now()), sent_at };
+
+    // The bytes stay drawn until the answer is made: the events live until they are stored.
+    let (valid, _drawn) = decode::decoded(held, encoding, &edge.limits, move |bytes| {
+        Ok(ingest::validate(grant.project, codec::decode(bytes, format)?, arrival))
+    })
+    .await?;
+    let outcome = edge.ingest.publish(valid).await?;
+    Ok(reply::batch(outcome))
+}
+
+/// Reads when the attempt was sent, by the sender's clock.
+fn sent_at(headers: &HeaderMap) -> Result<Option<Timestamp>, Refusal> {
+    let Some(value) = headers.get(SENT_AT_HEADER) else { return Ok(None) };
+    let sent_at = value.to_str().ok().and_then(|text| text.trim().parse().ok()).and_then(Timestamp::from_ms);
+    if sent_at.is_none() {
+        let detail = format!("{SENT_AT_HEADER} must be Unix milliseconds within the years 0001 to 9999");
+        return Err(Refusal::new(Cause::InvalidHeader, detail));
+    }
+    Ok(sent_at)
+}

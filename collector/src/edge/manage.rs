@@ -1,0 +1,186 @@
+//! Projects, keys, audit and rebuild. A secret key lists and makes projects of its account, but replaces the keys of its own
+//! project alone: with another's keys it could read what that project holds.
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{self, Path, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use eventbucket_protocol::codec::Format;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::SemaphorePermit;
+
+use super::limits::DOCUMENT_BYTES_MAX;
+use super::problem::{Cause, Refusal};
+use super::{State, body, decode, key, reply};
+use crate::project::{KeyKind, Project, ProjectId};
+use crate::query;
+
+/// When to ask again while another audit or rebuild runs.
+const LONG_WORK_RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
+
+#[derive(Serialize)]
+struct ProjectsDocument {
+    projects: Vec<Project>,
+}
+
+/// `GET /v1/projects`
+pub(super) async fn projects(
+    extract::State(edge): extract::State<State>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let grant = key::reader(&edge, &headers).await?;
+    let projects = edge.query.projects(grant.account).await?;
+    Ok(reply::json(StatusCode::OK, &ProjectsDocument { projects }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateProject {
+    name: String,
+}
+
+/// A project and its keys, shown this one time.
+#[derive(Serialize)]
+struct NewProjectDocument {
+    project_id: ProjectId,
+    name: String,
+    write_key: String,
+    secret_key: String,
+}
+
+/// `POST /v1/projects`
+pub(super) async fn create_project(
+    extract::State(edge): extract::State<State>,
+    request: Request,
+) -> Response {
+    let (head, mut body) = request.into_parts();
+    let answer = async {
+        let grant = key::reader(&edge, &head.headers).await?;
+        let asked: CreateProject = document(&edge, &head, &mut body).await?;
+        let made = edge.query.create_project(grant.account, &asked.name).await.map_err(of_document)?;
+        let document = NewProjectDocument {
+            project_id: made.project.id,
+            name: made.project.name,
+            write_key: made.write_key.text,
+            secret_key: made.secret_key.text,
+        };
+        Ok(reply::json(StatusCode::CREATED, &document))
+    };
+    answered(answer.await, &head, body).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RotateKey {
+    kind: KeyKind,
+    #[serde(default)]
+    browser: bool,
+}
+
+/// A key, shown this one time.
+#[derive(Serialize)]
+struct NewKeyDocument {
+    project_id: ProjectId,
+    kind: KeyKind,
+    key: String,
+}
+
+/// `POST /v1/projects/{id}/keys/rotate`
+pub(super) async fn rotate_key(
+    extract::State(edge): extract::State<State>,
+    project: Result<Path<u32>, PathRejection>,
+    request: Request,
+) -> Response {
+    let (head, mut body) = request.into_parts();
+    let answer = async {
+        let grant = key::reader(&edge, &head.headers).await?;
+        let asked = project.ok().map(|Path(id)| ProjectId(id));
+        if asked != Some(grant.project) {
+            let detail =
+                format!("a secret key replaces keys of its own project alone, which is {}", grant.project);
+            return Err(Refusal::new(Cause::NotFound, detail));
+        }
+        let RotateKey { kind, browser } = document(&edge, &head, &mut body).await?;
+        if browser && kind == KeyKind::Secret {
+            let detail =
+                "a secret key can't be for browsers: everybody could read it there; rotate the write key";
+            return Err(Refusal::new(Cause::MalformedBody, detail));
+        }
+        let key = edge.query.rotate_key(grant.project, kind, browser).await?;
+        let document = NewKeyDocument { project_id: grant.project, kind: key.kind, key: key.text };
+        Ok(reply::json(StatusCode::CREATED, &document))
+    };
+    answered(answer.await, &head, body).await
+}
+
+/// `GET /v1/audit`
+pub(super) async fn audit(
+    extract::State(edge): extract::State<State>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let grant = key::reader(&edge, &headers).await?;
+    let _turn = turn(&edge)?;
+    Ok(reply::json(StatusCode::OK, &edge.query.audit(grant.project).await?))
+}
+
+#[derive(Serialize)]
+struct RebuiltDocument {
+    view: &'static str,
+    generation: u64,
+    applied_to: u64,
+}
+
+/// `POST /v1/rebuild`
+pub(super) async fn rebuild(
+    extract::State(edge): extract::State<State>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let grant = key::reader(&edge, &headers).await?;
+    let _turn = turn(&edge)?;
+    let state = edge.query.rebuild(grant.project).await?;
+    let document =
+        RebuiltDocument { view: "counts", generation: state.generation, applied_to: state.applied_to };
+    Ok(reply::json(StatusCode::OK, &document))
+}
+
+fn turn(edge: &State) -> Result<SemaphorePermit<'_>, Refusal> {
+    edge.limits.long_work.try_acquire().map_err(|_| {
+        let detail =
+            "an audit or a rebuild is running, and there is one at a time; ask again when it is done";
+        Refusal::new(Cause::Busy, detail).retry_after(LONG_WORK_RETRY_AFTER)
+    })
+}
+
+/// Reads a small JSON document.
+async fn document<T: DeserializeOwned>(edge: &State, head: &Parts, body: &mut Body) -> Result<T, Refusal> {
+    if decode::format(&head.headers)? != Format::Json {
+        return Err(Refusal::new(Cause::UnsupportedMediaType, "this path takes application/json alone"));
+    }
+    let held =
+        body::read_up_to(DOCUMENT_BYTES_MAX, head, body, &edge.limits, edge.config.body_timeout).await?;
+    serde_json::from_slice(&held.bytes).map_err(|error| {
+        let cause = if error.is_eof() { Cause::TruncatedBody } else { Cause::MalformedBody };
+        Refusal::new(cause, format!("the body can't be used: {error}"))
+    })
+}
+
+/// What is wrong with a value in a document is wrong with the document.
+fn of_document(error: query::Error) -> Refusal {
+    match error.status() {
+        400 => Refusal::new(Cause::MalformedBody, error.to_string()),
+        _ => error.into(),
+    }
+}
+
+async fn answered(answer: Result<Response, Refusal>, head: &Parts, body: Body) -> Response {
+    match answer {
+        Ok(response) => response,
+        Err(refusal) => {
+            body::discard_rest(head, body).await;
+            refusal.into_response()
+        }
+    }
+}

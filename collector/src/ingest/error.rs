@@ -1,0 +1,52 @@
+use std::time::Duration;
+
+use crate::{bus, store};
+
+/// Why a batch has no verdicts.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Nobody was ever given this key.
+    #[error("this key is not known here; check that it was copied whole and belongs to this collector")]
+    UnknownKey,
+    /// The key was replaced.
+    #[error("this key was revoked when a new one was made; use the new one")]
+    RevokedKey,
+    /// What the key may do can't be looked up.
+    #[error("the key can't be checked at the moment: {0}")]
+    Store(#[source] store::Error),
+    /// The batch wasn't taken, or nothing is known of it.
+    #[error(transparent)]
+    Bus(#[from] bus::Error),
+    /// Storage didn't answer for every event.
+    #[error("storage gave {verdicts} verdicts for {events} events; send the batch again")]
+    VerdictsMissing {
+        /// How many events were published.
+        events: usize,
+        /// How many verdicts came back.
+        verdicts: usize,
+    },
+}
+
+impl Error {
+    /// The HTTP status that says it.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::UnknownKey | Self::RevokedKey => 401,
+            Self::Store(error) => error.status(),
+            Self::Bus(error) => error.status(),
+            Self::VerdictsMissing { .. } => 500,
+        }
+    }
+
+    /// After how long the same request may succeed; `None` when trying again is of no use.
+    #[must_use]
+    pub fn retry(&self) -> Option<Duration> {
+        match self {
+            Self::Store(error) => error.retry(),
+            Self::Bus(error) => error.retry(),
+            Self::UnknownKey | Self::RevokedKey | Self::VerdictsMissing { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! From a decoded batch to its verdicts: authenticate → validate → publish → outcome.
+
+/// What a key may do, asked of the cache, then the store.
+mod authenticate;
+
+/// From what arrived to what may be stored.
+mod validate;
+
+/// Verdicts in the order of the body.
+mod outcome;
+
+/// Why a batch has no verdicts.
+mod error;
+
+use eventbucket_protocol::RawBatch;
+
+use crate::bus::Bus;
+use crate::cache::Cache;
+use crate::project::Grant;
+use crate::store::Store;
+
+pub use error::Error;
+pub use outcome::Outcome;
+pub use validate::{Arrival, SKEW_MS_MIN, Valid, validate};
+
+/// Takes batches in. Clones share what is behind it.
+#[derive(Clone)]
+pub struct Ingest {
+    bus: Bus,
+    store: Store,
+    cache: Cache,
+}
+
+impl Ingest {
+    /// Puts ingest in front of a bus.
+    #[must_use]
+    pub fn new(bus: Bus, store: Store, cache: Cache) -> Self {
+        Self { bus, store, cache }
+    }
+
+    /// Finds out what a key may do.
+    ///
+    /// # Errors
+    /// [`Error::UnknownKey`] or [`Error::RevokedKey`]; [`Error::Store`] when it can't be known now.
+    pub async fn authenticate(&self, key: &str) -> Result<Grant, Error> {
+        authenticate::grant(key, &self.store, &self.cache).await
+    }
+
+    /// Takes a batch all the way: what [`validate()`] and [`Ingest::publish`] do, in one.
+    ///
+    /// # Errors
+    /// Those of [`Ingest::publish`].
+    pub async fn take(&self, grant: Grant, raw: RawBatch<'_>, arrival: Arrival) -> Result<Outcome, Error> {
+        self.publish(validate(grant.project, raw, arrival)).await
+    }
+
+    /// Publishes what passed and returns a verdict for every event of the body. A batch in which everything was refused is
+    /// published too: the ledger counts what was refused where it counts what was stored.
+    ///
+    /// # Errors
+    /// Then nothing is known of the batch, and it is to be sent again.
+    pub async fn publish(&self, valid: Valid) -> Result<Outcome, Error> {
+        let Valid { batch, refused, ids } = valid;
+        if batch.events.is_empty() && refused.is_empty() {
+            return Ok(Outcome { batch: batch.batch, verdicts: Vec::new(), ids });
+        }
+        let (id, sent) = (batch.batch, batch.events.len());
+        let published = self.bus.publish(batch).await?;
+        if published.verdicts.len() != sent {
+            return Err(Error::VerdictsMissing { events: sent, verdicts: published.verdicts.len() });
+        }
+        Ok(Outcome { batch: id, verdicts: outcome::in_order(published.verdicts, refused), ids })
+    }
+}

@@ -1,0 +1,47 @@
+use std::time::Duration;
+
+use crate::store;
+
+/// Why a question has no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A parameter has a value that can't be used.
+    #[error("{name}: {message}")]
+    Parameter {
+        /// The parameter.
+        name: &'static str,
+        /// What is wrong with it and what it takes.
+        message: String,
+    },
+    /// A cursor that was not given out here, or lies beyond the log.
+    #[error("{0}")]
+    Cursor(String),
+    /// There is no such thing in this project.
+    #[error("{0}")]
+    NotFound(String),
+    /// The store can't tell.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Error {
+    /// The HTTP status that says it.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Parameter { .. } | Self::Cursor(_) => 400,
+            Self::NotFound(_) => 404,
+            Self::Store(error) => error.status(),
+        }
+    }
+
+    /// After how long the same question may have an answer; `None` when asking again is of no use.
+    #[must_use]
+    pub fn retry(&self) -> Option<Duration> {
+        match self {
+            Self::Store(error) => error.retry(),
+            _ => None,
+        }
+    }
+}

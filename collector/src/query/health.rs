@@ -1,0 +1,19 @@
+use super::{Error, Ledger, Reader};
+
+impl Reader {
+    /// Says whether events are being stored, without asking the disk.
+    ///
+    /// # Errors
+    /// What stopped the store.
+    pub fn serving(&self) -> Result<(), Error> {
+        Ok(self.store.serving()?)
+    }
+
+    /// Reads the ledger over all projects.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn ledger(&self) -> Result<Ledger, Error> {
+        Ok(self.store.ledger(None).await?)
+    }
+}

@@ -1,0 +1,58 @@
+//! Reading back: events, counts, the live tail, projects, audits. Everything is read for one project, the one a key belongs
+//! to; nothing here can name another.
+
+/// Pages of events, and one event.
+mod events;
+
+/// Where a page ended.
+mod cursor;
+
+/// How an event is written as JSON.
+mod shape;
+
+/// How many events there are.
+mod counts;
+
+/// Events as they are stored.
+mod tail;
+
+/// Projects and their keys.
+mod projects;
+
+/// Whether everything that is kept agrees with everything else.
+pub mod audit;
+
+/// Whether the store works, and what it counted.
+mod health;
+
+/// Why a question has no answer.
+mod error;
+
+use crate::bus::Bus;
+use crate::cache::Cache;
+use crate::store::Store;
+
+pub use crate::store::{CountRow, CountsBy, CountsQuery, EventFilter, Ledger, StoredEvent};
+pub use audit::audit;
+pub use counts::Counts;
+pub use cursor::Cursor;
+pub use error::Error;
+pub use events::{EventsPage, EventsQuery, LIMIT_DEFAULT, LIMIT_MAX, Order};
+pub use shape::EventShape;
+pub use tail::Tail;
+
+/// Answers questions about what is kept. Clones share what is behind it.
+#[derive(Clone)]
+pub struct Reader {
+    store: Store,
+    cache: Cache,
+    bus: Bus,
+}
+
+impl Reader {
+    /// Puts a reader in front of a store; the bus wakes its tails.
+    #[must_use]
+    pub fn new(store: Store, cache: Cache, bus: Bus) -> Self {
+        Self { store, cache, bus }
+    }
+}

@@ -1,0 +1,58 @@
+use super::audit::{Audit, audit};
+use super::{Error, Reader};
+use crate::project::{AccountId, KeyKind, NewKey, Project, ProjectId};
+use crate::store::{NewProject, ViewState};
+
+impl Reader {
+    /// Lists the projects of an account.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn projects(&self, account: AccountId) -> Result<Vec<Project>, Error> {
+        Ok(self.store.projects(Some(account)).await?)
+    }
+
+    /// Makes a project in an account.
+    ///
+    /// # Errors
+    /// When the name is taken or can't be used, or the store can't be written.
+    pub async fn create_project(&self, account: AccountId, name: &str) -> Result<NewProject, Error> {
+        let made = self.store.create_project(account, name).await?;
+        self.cache.forget_keys().await;
+        Ok(made)
+    }
+
+    /// Replaces the keys of a kind by a new one. The old ones stop working at once in this process, within a second in
+    /// others.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub async fn rotate_key(
+        &self,
+        project: ProjectId,
+        kind: KeyKind,
+        browser: bool,
+    ) -> Result<NewKey, Error> {
+        let key = self.store.rotate_key(project, kind, browser).await?;
+        self.cache.forget_keys().await;
+        Ok(key)
+    }
+
+    /// Computes the counts of a project again from its log, beside the live ones, and switches over.
+    ///
+    /// # Errors
+    /// When the store can't be written; the live counts stay then.
+    pub async fn rebuild(&self, project: ProjectId) -> Result<ViewState, Error> {
+        Ok(self.store.rebuild_counts(project, |_, _| {}).await?)
+    }
+
+    /// Audits everything, and returns what concerns one project and the store as a whole.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn audit(&self, project: ProjectId) -> Result<Audit, Error> {
+        let mut audit = audit(&self.store, Some(&self.cache), |_, _| {}).await?;
+        audit.projects.retain(|audited| audited.project_id == project);
+        Ok(audit)
+    }
+}

@@ -1,0 +1,83 @@
+use super::events::CHUNK_EVENTS;
+use super::{Error, Reader};
+use crate::bus::{Hint, RangeReceiver};
+use crate::project::ProjectId;
+use crate::store::{EventFilter, EventOrder, Store, StoredEvent};
+
+/// Events as they are stored, read from the log by position. What is announced only wakes it: a reader that is slow lags
+/// behind the log and loses nothing.
+pub struct Tail {
+    store: Store,
+    ranges: RangeReceiver,
+    project: ProjectId,
+    filter: EventFilter,
+    after: u64,
+}
+
+impl Reader {
+    /// Follows the log from behind a position, or from its head.
+    ///
+    /// # Errors
+    /// [`Error::Cursor`] when the position lies beyond the head: then it is of another log.
+    pub async fn tail(
+        &self,
+        project: ProjectId,
+        filter: EventFilter,
+        after: Option<u64>,
+    ) -> Result<Tail, Error> {
+        // Listening begins before the head is read, so nothing falls in between.
+        let ranges = self.bus.ranges();
+        let head = self.store.head(project).await?;
+        let after = after.unwrap_or(head);
+        if after > head {
+            let message = format!(
+                "position {after} lies beyond the end of the log ({head}), which may have been restored; begin again"
+            );
+            return Err(Error::Cursor(message));
+        }
+        Ok(Tail { store: self.store.clone(), ranges, project, filter, after })
+    }
+}
+
+impl Tail {
+    /// The position through which everything was returned or filtered out.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.after
+    }
+
+    /// Waits for events. Cancel-safe: the position moves only when events are returned, and each call begins by looking
+    /// at the log.
+    ///
+    /// # Errors
+    /// When the store can't be read; the next call goes on from the same position.
+    pub async fn next(&mut self) -> Result<Vec<StoredEvent>, Error> {
+        loop {
+            let head = self.store.head(self.project).await?;
+            while self.after < head {
+                let order = EventOrder::ByPosition { after: self.after };
+                let page = self.store.events(self.project, &self.filter, order, CHUNK_EVENTS).await?;
+                let last = page.events.last().map_or(0, |stored| stored.position);
+                self.after = page.next.unwrap_or(head).max(last);
+                if !page.events.is_empty() {
+                    return Ok(page.events);
+                }
+            }
+            self.woken().await;
+        }
+    }
+
+    async fn woken(&mut self) {
+        loop {
+            match self.ranges.recv().await {
+                Some(Hint::Range(range)) if range.project == self.project && range.last > self.after => {
+                    return;
+                }
+                Some(Hint::Range(_)) => {}
+                Some(Hint::Missed) => return,
+                // Nothing will be announced any more; whoever waits here decides for how long.
+                None => std::future::pending().await,
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::project::ProjectId;
+
+/// Why the store couldn't do what it was asked. Clones, because one failed commit fails every job that shared it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another process kept the write lock longer than the store waits.
+    #[error("another process is writing to the database; try again in a moment")]
+    Busy,
+    /// No room for the write.
+    #[error("the disk is full; free some space and the collector goes on by itself")]
+    DiskFull,
+    /// The file can't be written.
+    #[error("{} can't be written; check the owner and the permissions of the file and its folder", .path.display())]
+    ReadOnly {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// The writer failed and is being reopened, or it has been closed.
+    #[error("the store is unavailable: {reason}; it is reopened automatically, send again")]
+    Unavailable {
+        /// What happened to it.
+        reason: Arc<str>,
+    },
+    /// A newer version wrote the file.
+    #[error("the database has schema {found} but this version knows {known}; start a newer eventbucket")]
+    NewerSchema {
+        /// The version in the file.
+        found: u32,
+        /// The version this program knows.
+        known: u32,
+    },
+    /// The file waits to be upgraded, which only the collector itself does.
+    #[error(
+        "the database has schema {found}, older than {known}; start `eventbucket serve` once to upgrade it"
+    )]
+    OlderSchema {
+        /// The version in the file.
+        found: u32,
+        /// The version this program knows.
+        known: u32,
+    },
+    /// The file belongs to something else.
+    #[error("{} is not an Event Bucket database; choose another folder with --data", .path.display())]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no file where one was expected.
+    #[error("there is no database at {}; start `eventbucket serve` with this folder first, or check --data", .path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What is stored contradicts itself.
+    #[error("the database is damaged: {what}; run `eventbucket audit` and restore a backup")]
+    Corrupt {
+        /// What was found.
+        what: Arc<str>,
+    },
+    /// Another collector serves this folder.
+    #[error("another collector{} serves this folder already; stop it or choose another folder with --data", pid_words(.pid))]
+    Locked {
+        /// Its process id, where the lock file tells.
+        pid: Option<u32>,
+    },
+    /// The folder can't be made or used.
+    #[error("can't use the folder {}: {source}; check its path and permissions", .path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// There is no such project.
+    #[error("there is no project {0}; `eventbucket project list` shows those there are")]
+    UnknownProject(ProjectId),
+    /// The name is in use.
+    #[error("there is a {what} {name:?} already; choose another name")]
+    Taken {
+        /// `project` or `account`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A name that can't be used.
+    #[error("{0}")]
+    InvalidName(&'static str),
+    /// All numbers for projects are given out.
+    #[error("the store holds as many projects as it can; use another data folder")]
+    TooManyProjects,
+    /// The answer would be larger than one answer may be.
+    #[error("the answer has more than {limit} rows; ask for a name, a shorter time or totals")]
+    TooManyRows {
+        /// The limit.
+        limit: usize,
+    },
+    /// Anything else SQLite said.
+    #[error("the database failed: {0}")]
+    Sqlite(Arc<rusqlite::Error>),
+}
+
+fn pid_words(pid: &Option<u32>) -> String {
+    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}
+
+/// How long a client waits before it tries again after a failure that mends itself: two rounds of the writer's first
+/// attempts to reopen.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl Error {
+    /// The HTTP status that says it.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::UnknownProject(_) | Self::Missing { .. } => 404,
+            Self::Taken { .. } => 409,
+            Self::InvalidName(_) | Self::TooManyRows { .. } => 400,
+            Self::NewerSchema { .. }
+            | Self::OlderSchema { .. }
+            | Self::NotOurs { .. }
+            | Self::Corrupt { .. }
+            | Self::Locked { .. }
+            | Self::Folder { .. }
+            | Self::TooManyProjects => 500,
+            Self::Busy
+            | Self::DiskFull
+            | Self::ReadOnly { .. }
+            | Self::Unavailable { .. }
+            | Self::Sqlite(_) => 503,
+        }
+    }
+
+    /// After how long the same request may succeed; `None` when trying again is of no use.
+    #[must_use]
+    pub fn retry(&self) -> Option<Duration> {
+        (self.status() == 503).then_some(RETRY_AFTER)
+    }
+
+    /// Says that the store is not there for the moment.
+    pub(crate) fn unavailable(reason: impl Into<Arc<str>>) -> Self {
+        Self::Unavailable { reason: reason.into() }
+    }
+
+    /// Says that what is stored contradicts itself.
+    pub(crate) fn corrupt(what: impl Into<Arc<str>>) -> Self {
+        Self::Corrupt { what: what.into() }
+    }
+}

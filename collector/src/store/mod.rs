@@ -1,0 +1,164 @@
+//! The log and everything else that is kept. The only module that speaks SQL.
+
+/// Appending to the log and reading from it.
+mod events;
+
+/// The ledger that is written with every append.
+mod ranges;
+
+/// Accounts, projects and keys.
+mod projects;
+
+/// What is computed from the log and kept beside it.
+mod views;
+
+/// The figures an audit is made of.
+mod audit;
+
+/// Why the store couldn't.
+mod error;
+
+/// One collector a folder.
+mod lock;
+
+/// The SQLite backend.
+mod sqlite;
+
+use std::path::Path;
+
+use uuid::Uuid;
+
+use crate::bus::message::ValidBatch;
+use crate::project::ProjectId;
+
+pub use audit::{AuditFigures, CountersToCheck, ProjectFigures, RangeFigures, RowFigures};
+pub use error::Error;
+pub use events::{Appended, EventFilter, EventOrder, EventPage, StoredEvent};
+pub use lock::StoreLock;
+pub use projects::NewProject;
+pub use ranges::Ledger;
+pub use sqlite::{Access, SqliteOptions, Synchronous};
+pub use views::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, ViewProgress, ViewState};
+
+/// The name of the database file in the data folder.
+pub const DATABASE_FILE: &str = "eventbucket.db";
+
+/// A store, whatever stands behind it. Clones share it.
+#[derive(Clone)]
+pub struct Store(Backend);
+
+#[derive(Clone)]
+enum Backend {
+    Sqlite(sqlite::Sqlite),
+}
+
+impl Store {
+    /// Opens or creates a SQLite store and starts its writer thread.
+    ///
+    /// # Errors
+    /// When the folder can't be made, or the file can't be written, isn't ours or is too new.
+    pub fn sqlite(options: SqliteOptions) -> Result<Self, Error> {
+        sqlite::Sqlite::open(options).map(|sqlite| Self(Backend::Sqlite(sqlite)))
+    }
+
+    /// Opens an existing SQLite store that a collector may be serving at the same time.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when there is none, otherwise as [`Store::sqlite`].
+    pub fn sqlite_beside(file: &Path, access: Access) -> Result<Self, Error> {
+        sqlite::Sqlite::open_beside(file, access).map(|sqlite| Self(Backend::Sqlite(sqlite)))
+    }
+
+    /// Makes sure that this process alone serves a data folder, until the lock is dropped. Makes the folder if need be.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] with the process that holds it.
+    pub fn lock(folder: &Path) -> Result<StoreLock, Error> {
+        StoreLock::take(folder)
+    }
+
+    /// Says whether appends are being served right now, without asking the disk: what readiness is made of.
+    ///
+    /// # Errors
+    /// What stopped the writer, while it is being reopened.
+    pub fn serving(&self) -> Result<(), Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.serving(),
+        }
+    }
+
+    /// The log's epoch: another one means that positions may have gone back.
+    #[must_use]
+    pub fn epoch(&self) -> Uuid {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.epoch(),
+        }
+    }
+
+    /// Appends batches in one transaction and returns when it is on disk. What is in the log already keeps its place and
+    /// gets a `duplicate` verdict.
+    ///
+    /// # Errors
+    /// Then nothing is known of any of the batches: send them again.
+    pub async fn append(&self, batches: Vec<ValidBatch>) -> Result<Vec<Appended>, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.append(batches).await,
+        }
+    }
+
+    /// Reads the last position of a project's log.
+    ///
+    /// # Errors
+    /// [`Error::UnknownProject`].
+    pub async fn head(&self, project: ProjectId) -> Result<u64, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.head(project).await,
+        }
+    }
+
+    /// Reads a page of events.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn events(
+        &self,
+        project: ProjectId,
+        filter: &EventFilter,
+        order: EventOrder,
+        limit: usize,
+    ) -> Result<EventPage, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.events(project, filter.clone(), order, limit).await,
+        }
+    }
+
+    /// Finds an event by its identity.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn event(&self, project: ProjectId, id: Uuid) -> Result<Option<StoredEvent>, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.event(project, id).await,
+        }
+    }
+
+    /// Reads the ledger of one project or of all.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn ledger(&self, project: Option<ProjectId>) -> Result<Ledger, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.ledger(project).await,
+        }
+    }
+
+    /// Ends the writer after what it has been given, and folds the write-ahead log into the file. Later writes fail.
+    ///
+    /// # Errors
+    /// When that fails; what was confirmed is safe all the same.
+    pub async fn close(&self) -> Result<(), Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.close().await,
+        }
+    }
+}

@@ -1,0 +1,35 @@
+use serde::Serialize;
+
+/// The collector's ledger: what came in and what became of it. Written in the storing transaction, so it can't disagree
+/// with the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ledger {
+    /// Events that arrived in batches that were answered.
+    pub received: u64,
+    /// Those that were new.
+    pub stored: u64,
+    /// Those that were in the log already.
+    pub duplicate: u64,
+    /// Those that were kept aside.
+    pub quarantined: u64,
+    /// Those that were refused for good.
+    pub rejected: u64,
+}
+
+impl Ledger {
+    /// Says whether every event that came in has one verdict.
+    #[must_use]
+    pub fn balances(&self) -> bool {
+        self.received == self.stored + self.duplicate + self.quarantined + self.rejected
+    }
+}
+
+impl std::ops::AddAssign for Ledger {
+    fn add_assign(&mut self, other: Self) {
+        self.received += other.received;
+        self.stored += other.stored;
+        self.duplicate += other.duplicate;
+        self.quarantined += other.quarantined;
+        self.rejected += other.rejected;
+    }
+}

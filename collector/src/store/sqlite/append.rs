@@ -1,0 +1,210 @@
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use eventbucket_protocol::{Event, Verdict};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
+
+use super::job::Turn;
+use super::{int, key, uint};
+use crate::bus::message::{StoredRange, ValidBatch};
+use crate::project::ProjectId;
+use crate::store::{Appended, Error, Ledger};
+
+/// Bits of a position within its block: 4,096 positions share one pair of times.
+pub(super) const BLOCK_BITS: u32 = 12;
+
+/// A project's head row: where its log ends, and its ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) position: u64,
+    pub(super) ledger: Ledger,
+}
+
+impl Head {
+    pub(super) fn read(connection: &Connection, project: ProjectId) -> Result<Self, Error> {
+        let mut select = connection.prepare_cached(
+            "SELECT position, received, stored, duplicate, quarantined, rejected FROM head WHERE project = ?1",
+        )?;
+        let head = select.query_row([project.0], |row| {
+            let number = |column| row.get(column).map(uint);
+            let ledger = Ledger {
+                received: number(1)?,
+                stored: number(2)?,
+                duplicate: number(3)?,
+                quarantined: number(4)?,
+                rejected: number(5)?,
+            };
+            Ok(Self { position: number(0)?, ledger })
+        });
+        head.optional()?.ok_or(Error::UnknownProject(project))
+    }
+
+    fn write(&self, connection: &Connection, project: ProjectId) -> Result<(), Error> {
+        let mut update = connection.prepare_cached(
+            "UPDATE head SET position = ?2, received = ?3, stored = ?4, duplicate = ?5, quarantined = ?6, rejected = ?7
+             WHERE project = ?1",
+        )?;
+        let Ledger { received, stored, duplicate, quarantined, rejected } = self.ledger;
+        let numbers = [self.position, received, stored, duplicate, quarantined, rejected].map(int);
+        let [position, received, stored, duplicate, quarantined, rejected] = numbers;
+        update.execute(params![project.0, position, received, stored, duplicate, quarantined, rejected])?;
+        Ok(())
+    }
+}
+
+/// Earliest and latest corrected time of each block that got new events.
+type Blocks = BTreeMap<(ProjectId, u64), (i64, i64)>;
+
+/// Appends batches: the events first, numbered from the head as they prove to be new; then the `ranges` rows, the blocks,
+/// and last the heads. Every batch is checked for its project before anything is written.
+pub(super) fn append(turn: &mut Turn<'_>, batches: &[ValidBatch]) -> Result<Vec<Appended>, Error> {
+    let mut heads = BTreeMap::new();
+    for batch in batches {
+        if let Entry::Vacant(entry) = heads.entry(batch.project) {
+            entry.insert(verified_head(turn, batch.project)?);
+        }
+    }
+    let mut statements = Statements::prepare(turn.connection)?;
+    let mut blocks = Blocks::new();
+    let mut appended = Vec::with_capacity(batches.len());
+    for batch in batches {
+        let head = heads.get_mut(&batch.project).expect("every batch's head was read above");
+        appended.push(statements.append(batch, head, &mut blocks)?);
+    }
+    write_blocks(turn.connection, &blocks)?;
+    for (project, head) in heads {
+        head.write(turn.connection, project)?;
+        turn.heads.insert(project, head);
+    }
+    Ok(appended)
+}
+
+/// Reads a head row and makes sure that it is where this process left it: positions given out by somebody else in between
+/// would mean two writers.
+fn verified_head(turn: &Turn<'_>, project: ProjectId) -> Result<Head, Error> {
+    let head = Head::read(turn.connection, project)?;
+    match turn.heads.get(&project) {
+        Some(left) if *left != head => {
+            let (found, left) = (head.position, left.position);
+            let what = format!(
+                "the head of project {project} is at {found} but was left at {left}; somebody else wrote to it"
+            );
+            Err(Error::corrupt(what))
+        }
+        _ => Ok(head),
+    }
+}
+
+struct Statements<'c> {
+    insert: CachedStatement<'c>,
+    same: CachedStatement<'c>,
+    range: CachedStatement<'c>,
+}
+
+impl<'c> Statements<'c> {
+    fn prepare(connection: &'c Connection) -> Result<Self, Error> {
+        Ok(Self {
+            insert: connection.prepare_cached(
+                "INSERT INTO event (key, project, id, id_text, name, time_ms, skew_ms, received_ms, user, stream,
+                                    correlation, description, properties)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                 ON CONFLICT (project, id) DO NOTHING",
+            )?,
+            same: connection.prepare_cached(
+                "SELECT name = ?3 AND user IS ?4 AND time_ms = ?5 AND properties = ?6 FROM event
+                 WHERE project = ?1 AND id = ?2",
+            )?,
+            range: connection.prepare_cached(
+                "INSERT INTO ranges (project, first, last, batch, received_ms, received, stored, duplicate, quarantined,
+                                     rejected)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            )?,
+        })
+    }
+
+    fn append(
+        &mut self,
+        batch: &ValidBatch,
+        head: &mut Head,
+        blocks: &mut Blocks,
+    ) -> Result<Appended, Error> {
+        let first = head.position + 1;
+        let mut verdicts = Vec::with_capacity(batch.events.len());
+        for event in &batch.events {
+            if self.insert(batch, event, head.position + 1)? {
+                head.position += 1;
+                note_time(blocks, batch, event, head.position);
+                verdicts.push(Verdict::Stored);
+            } else {
+                verdicts.push(Verdict::Duplicate { differs: self.differs(batch.project, event)? });
+            }
+        }
+        let events = batch.events.len() as u64;
+        let (stored, rejected) = (head.position + 1 - first, u64::from(batch.rejected));
+        let received = events + rejected;
+        let entry = Ledger { received, stored, duplicate: events - stored, quarantined: 0, rejected };
+        let range = StoredRange { project: batch.project, first, last: head.position };
+        self.write_range(batch, range, entry)?;
+        head.ledger += entry;
+        Ok(Appended { verdicts, range })
+    }
+
+    /// Says whether the event was new.
+    fn insert(&mut self, batch: &ValidBatch, event: &Event, position: u64) -> Result<bool, Error> {
+        let inserted = self.insert.execute(params![
+            key(batch.project, position),
+            batch.project.0,
+            event.id.uuid().as_bytes(),
+            event.id.text(),
+            event.name,
+            event.time.ms(),
+            batch.skew_ms,
+            batch.received.ms(),
+            event.user,
+            event.stream,
+            event.correlation,
+            event.description,
+            event.properties.as_json(),
+        ])?;
+        Ok(inserted == 1)
+    }
+
+    fn differs(&mut self, project: ProjectId, event: &Event) -> Result<bool, Error> {
+        let (id, properties) = (event.id.uuid(), event.properties.as_json());
+        let values = params![project.0, id.as_bytes(), event.name, event.user, event.time.ms(), properties];
+        Ok(!self.same.query_row(values, |row| row.get::<_, bool>(0))?)
+    }
+
+    fn write_range(&mut self, batch: &ValidBatch, range: StoredRange, entry: Ledger) -> Result<(), Error> {
+        self.range.execute(params![
+            batch.project.0,
+            int(range.first),
+            int(range.last),
+            batch.batch.uuid().as_bytes(),
+            batch.received.ms(),
+            int(entry.received),
+            int(entry.stored),
+            int(entry.duplicate),
+            int(entry.quarantined),
+            int(entry.rejected),
+        ])?;
+        Ok(())
+    }
+}
+
+fn note_time(blocks: &mut Blocks, batch: &ValidBatch, event: &Event, position: u64) {
+    let time_ms = event.time.shifted(batch.skew_ms.unwrap_or(0)).ms();
+    let times = blocks.entry((batch.project, position >> BLOCK_BITS)).or_insert((time_ms, time_ms));
+    *times = (times.0.min(time_ms), times.1.max(time_ms));
+}
+
+fn write_blocks(connection: &Connection, blocks: &Blocks) -> Result<(), Error> {
+    let mut upsert = connection.prepare_cached(
+        "INSERT INTO event_block (project, block, from_ms, to_ms) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT DO UPDATE SET from_ms = min(from_ms, excluded.from_ms), to_ms = max(to_ms, excluded.to_ms)",
+    )?;
+    for ((project, block), (from_ms, to_ms)) in blocks {
+        upsert.execute(params![project.0, int(*block), from_ms, to_ms])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rusqlite::{Connection, named_params};
+
+use super::counts::{COUNTS, hour_sql};
+use super::{POSITION_BITS, Sqlite, int, key, open, position, uint};
+use crate::project::ProjectId;
+use crate::store::{AuditFigures, CountersToCheck, Error, Ledger, ProjectFigures, RowFigures};
+
+/// Positions walked between two reports of progress: about 50 ms.
+const SLICE: u64 = 50_000;
+
+/// What a walk adds up goes to temporary tables, which SQLite moves to a file of its own when they outgrow 16 MiB: memory
+/// stays bounded however long the log is.
+const TEMPORARY: &str = "
+    PRAGMA temp_store = FILE;
+    CREATE TEMP TABLE seen (id BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TEMP TABLE recount (name TEXT, hour_ms INTEGER, count INTEGER, PRIMARY KEY (name, hour_ms)) WITHOUT ROWID;
+    PRAGMA temp.cache_size = -16384;
+";
+
+impl Sqlite {
+    pub(in crate::store) async fn audit_figures(
+        &self,
+        counters: CountersToCheck,
+        progress: impl Fn(u64, u64) + Send + 'static,
+    ) -> Result<AuditFigures, Error> {
+        let _alone = self.0.auditing.lock().await;
+        let shared = Arc::clone(&self.0);
+        let audit = move || {
+            let connection = open::reader(&shared.options)?;
+            connection.execute_batch(TEMPORARY)?;
+            // One snapshot for everything; a collector may go on writing beside it.
+            let snapshot = connection.unchecked_transaction()?;
+            figures(&snapshot, &counters, &progress)
+        };
+        let task = tokio::task::spawn_blocking(audit);
+        task.await.unwrap_or_else(|_| Err(Error::unavailable("the audit was cut off")))
+    }
+}
+
+fn figures(
+    snapshot: &Connection,
+    counters: &CountersToCheck,
+    progress: &dyn Fn(u64, u64),
+) -> Result<AuditFigures, Error> {
+    let mut projects = known_projects(snapshot)?;
+    read_ranges(snapshot, &mut projects)?;
+    for project in projects_of_rows(snapshot)? {
+        projects.entry(project).or_default();
+    }
+    let total = projects.values().map(|figures| figures.head).sum();
+    let mut done = 0;
+    progress(done, total);
+    for (project, figures) in &mut projects {
+        let mut report = |rows| {
+            done += rows;
+            progress(done, total);
+        };
+        walk(snapshot, *project, figures, counters.get(project), &mut report)?;
+    }
+    let damage: String = snapshot.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    Ok(AuditFigures { projects, damage: (damage != "ok").then_some(damage) })
+}
+
+/// Reads every project with its head row and the state of its live counts. Missing rows read as zeros and fail the checks.
+fn known_projects(snapshot: &Connection) -> Result<BTreeMap<ProjectId, ProjectFigures>, Error> {
+    let mut select = snapshot.prepare(
+        "SELECT project.id, name, head.position, received, stored, duplicate, quarantined, rejected,
+                view_live.generation, applied_to
+         FROM project
+         LEFT JOIN head ON head.project = project.id
+         LEFT JOIN view_live ON view_live.view = ?1 AND view_live.project = project.id
+         LEFT JOIN view_state ON view_state.view = ?1 AND view_state.project = project.id
+                             AND view_state.generation = view_live.generation",
+    )?;
+    let rows = select.query_map([COUNTS], |row| {
+        let number = |column| row.get::<_, Option<i64>>(column).map(|value| uint(value.unwrap_or(0)));
+        let figures = ProjectFigures {
+            name: row.get(1)?,
+            known: true,
+            head: number(2)?,
+            head_ledger: Ledger {
+                received: number(3)?,
+                stored: number(4)?,
+                duplicate: number(5)?,
+                quarantined: number(6)?,
+                rejected: number(7)?,
+            },
+            generation: number(8)?,
+            applied_to: number(9)?,
+            ..ProjectFigures::default()
+        };
+        Ok((ProjectId(row.get(0)?), figures))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn read_ranges(
+    snapshot: &Connection,
+    projects: &mut BTreeMap<ProjectId, ProjectFigures>,
+) -> Result<(), Error> {
+    let mut select = snapshot.prepare(
+        "SELECT project, id, first, last, received, stored, duplicate, quarantined, rejected FROM ranges ORDER BY id",
+    )?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let number = |column| row.get(column).map(uint);
+        let ranges = &mut projects.entry(ProjectId(row.get(0)?)).or_default().ranges;
+        let (id, first, last) = (number(1)?, number(2)?, number(3)?);
+        let ledger = Ledger {
+            received: number(4)?,
+            stored: number(5)?,
+            duplicate: number(6)?,
+            quarantined: number(7)?,
+            rejected: number(8)?,
+        };
+        if first != ranges.last + 1 && ranges.gap.is_none() {
+            ranges.gap =
+                Some(format!("range {id} begins at {first}, the one before ended at {}", ranges.last));
+        }
+        if (!ledger.balances() || last + 1 != first + ledger.stored) && ranges.unbalanced.is_none() {
+            ranges.unbalanced = Some(format!("range {id} from {first} to {last} says {ledger:?}"));
+        }
+        ranges.last = last;
+        ranges.ledger += ledger;
+    }
+    Ok(())
+}
+
+/// Finds which projects the keys of the log name, by jumping from each to the next.
+fn projects_of_rows(snapshot: &Connection) -> Result<BTreeSet<ProjectId>, Error> {
+    let mut next = snapshot.prepare("SELECT min(key) FROM event WHERE key >= ?1")?;
+    let (mut found, mut from) = (BTreeSet::new(), i64::MIN);
+    while let Some(key) = next.query_row([from], |row| row.get::<_, Option<i64>>(0))? {
+        let project = key >> POSITION_BITS;
+        let id = u32::try_from(project)
+            .map_err(|_| Error::corrupt(format!("row {key} of the log belongs to no project")))?;
+        found.insert(ProjectId(id));
+        from = (project + 1) << POSITION_BITS;
+    }
+    Ok(found)
+}
+
+/// Walks over the rows of one project in slices; stops where the counts are applied to and where the live counters are,
+/// to hold both against what was counted so far.
+fn walk(
+    snapshot: &Connection,
+    project: ProjectId,
+    figures: &mut ProjectFigures,
+    counters: Option<&(u64, BTreeMap<String, u64>)>,
+    report: &mut dyn FnMut(u64),
+) -> Result<(), Error> {
+    snapshot.execute_batch("DELETE FROM temp.seen; DELETE FROM temp.recount")?;
+    let end = (1 << POSITION_BITS) - 1;
+    let mut stops = BTreeSet::from([figures.applied_to.min(end), end]);
+    stops.extend(counters.map(|(applied_to, _)| (*applied_to).min(end)));
+    let mut after = key(project, 0) - 1;
+    for stop in stops {
+        while let Some(last) = next_slice(snapshot, after, key(project, stop))? {
+            report(walk_slice(snapshot, project, &mut figures.rows, after, last)?);
+            after = last;
+        }
+        if stop == figures.applied_to {
+            compare_rollup(snapshot, project, figures)?;
+        }
+        if let Some((applied_to, per_name)) = counters
+            && stop == *applied_to
+        {
+            figures.counters_example = compare_counters(snapshot, per_name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the last key of the next slice behind `after`, which begins at the next row there is; `None` at the end.
+fn next_slice(snapshot: &Connection, after: i64, stop: i64) -> Result<Option<i64>, Error> {
+    let mut next = snapshot.prepare_cached("SELECT min(key) FROM event WHERE key > ?1 AND key <= ?2")?;
+    let first: Option<i64> = next.query_row([after, stop], |row| row.get(0))?;
+    Ok(first.map(|first| first.saturating_add(int(SLICE - 1)).min(stop)))
+}
+
+/// Counts the rows of a slice from the table itself, not from an index, and returns how many there are.
+fn walk_slice(
+    snapshot: &Connection,
+    project: ProjectId,
+    rows: &mut RowFigures,
+    after: i64,
+    last: i64,
+) -> Result<u64, Error> {
+    let mut select = snapshot.prepare_cached(
+        "SELECT count(*), min(key), max(key), sum(project <> ?3) FROM event NOT INDEXED WHERE key > ?1 AND key <= ?2",
+    )?;
+    let (count, low, high, misplaced): (i64, i64, i64, i64) = select
+        .query_row((after, last, project.0), |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })?;
+    if rows.count == 0 {
+        rows.first = position(low);
+    }
+    rows.last = position(high);
+    rows.count += uint(count);
+    rows.misplaced += uint(misplaced);
+    let mut seen = snapshot.prepare_cached(
+        "INSERT OR IGNORE INTO temp.seen SELECT id FROM event NOT INDEXED WHERE key > ?1 AND key <= ?2",
+    )?;
+    rows.ids += seen.execute([after, last])? as u64;
+    let mut recount = snapshot.prepare_cached(&format!(
+        "INSERT INTO temp.recount
+         SELECT name, {}, count(*) FROM event NOT INDEXED WHERE key > ?1 AND key <= ?2 GROUP BY 1, 2
+         ON CONFLICT DO UPDATE SET count = count + excluded.count",
+        hour_sql()
+    ))?;
+    recount.execute([after, last])?;
+    Ok(uint(count))
+}
+
+fn compare_rollup(
+    snapshot: &Connection,
+    project: ProjectId,
+    figures: &mut ProjectFigures,
+) -> Result<(), Error> {
+    let parameters = named_params! { ":project": project.0, ":generation": int(figures.generation) };
+    let sum = "SELECT coalesce(sum(count), 0) FROM rollup_counts WHERE project = :project AND generation = :generation";
+    figures.rollup_sum = uint(snapshot.query_row(sum, parameters, |row| row.get(0))?);
+    let mut select = snapshot.prepare(
+        "SELECT name, strftime('%Y-%m-%dT%H:00Z', hour_ms / 1000, 'unixepoch'), sum(rollup), sum(log) FROM (
+             SELECT name, hour_ms, count AS rollup, 0 AS log FROM rollup_counts
+             WHERE project = :project AND generation = :generation
+             UNION ALL SELECT name, hour_ms, 0, count FROM temp.recount)
+         GROUP BY name, hour_ms HAVING sum(rollup) <> sum(log)",
+    )?;
+    let mut rows = select.query(parameters)?;
+    while let Some(row) = rows.next()? {
+        figures.rollup_differences += 1;
+        if figures.rollup_example.is_none() {
+            let (name, hour): (String, Option<String>) = (row.get(0)?, row.get(1)?);
+            let (rollup, log): (i64, i64) = (row.get(2)?, row.get(3)?);
+            let hour = hour.unwrap_or_default();
+            let example = format!("{name:?} in the hour {hour}: the view counts {rollup}, the log {log}");
+            figures.rollup_example = Some(example);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the first live counter that differs from what was counted so far.
+fn compare_counters(
+    snapshot: &Connection,
+    per_name: &BTreeMap<String, u64>,
+) -> Result<Option<String>, Error> {
+    let mut select = snapshot.prepare("SELECT name, sum(count) FROM temp.recount GROUP BY name")?;
+    let mut rows = select.query([])?;
+    let mut agreeing = 0;
+    while let Some(row) = rows.next()? {
+        let (name, log): (String, u64) = (row.get(0)?, row.get(1).map(uint)?);
+        let live = per_name.get(&name).copied().unwrap_or(0);
+        if live != log {
+            return Ok(Some(format!("{name:?}: the live counter says {live}, the log {log}")));
+        }
+        agreeing += 1;
+    }
+    let extra = per_name.len() != agreeing;
+    Ok(extra.then(|| format!("{} names are counted live, {agreeing} are in the log", per_name.len())))
+}

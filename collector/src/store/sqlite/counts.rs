@@ -1,0 +1,261 @@
+use std::collections::BTreeMap;
+
+use eventbucket_protocol::Timestamp;
+use rusqlite::{Connection, OptionalExtension, named_params, params};
+
+use super::append::Head;
+use super::events::CORRECTED_MS;
+use super::job::{Job, Turn};
+use super::{Sqlite, int, key, uint};
+use crate::project::ProjectId;
+use crate::store::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, Error, ViewProgress, ViewState};
+
+/// The view's name in `view_state` and `view_live`.
+pub(super) const COUNTS: &str = "counts";
+
+/// Positions applied in one transaction: 50,000 rows are read in about 50 ms, which an append then waits for at most.
+const STEP_POSITIONS: u64 = 50_000;
+
+/// Rows of an old generation removed in one transaction: about 50 ms.
+const SWEEP_ROWS: u32 = 10_000;
+
+/// Rows in one answer: 100,000 of 100 B are 10 MB.
+const COUNT_ROWS_MAX: usize = 100_000;
+
+/// The beginning of the hour of an event's corrected time, also before 1970.
+pub(super) fn hour_sql() -> String {
+    format!("{CORRECTED_MS} - ({CORRECTED_MS} % 3600000 + 3600000) % 3600000")
+}
+
+impl Sqlite {
+    pub(in crate::store) async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
+        self.read(view_progress).await
+    }
+
+    pub(in crate::store) async fn apply_counts(
+        &self,
+        project: ProjectId,
+        through: u64,
+    ) -> Result<Applied, Error> {
+        let apply = move |turn: &mut Turn<'_>| {
+            let state = live_state(turn.connection, project)?;
+            step(turn.connection, project, state, through)
+        };
+        self.write(Job::Other, apply).await
+    }
+
+    pub(in crate::store) async fn counts(
+        &self,
+        project: ProjectId,
+        query: CountsQuery,
+    ) -> Result<Vec<CountRow>, Error> {
+        self.read(move |connection| counts(connection, project, &query)).await
+    }
+
+    pub(in crate::store) async fn count_totals(
+        &self,
+        project: ProjectId,
+        names_max: usize,
+    ) -> Result<CountTotals, Error> {
+        self.read(move |connection| count_totals(connection, project, names_max)).await
+    }
+
+    pub(in crate::store) async fn rebuild_counts(
+        &self,
+        project: ProjectId,
+        progress: impl Fn(u64, u64) + Send,
+    ) -> Result<ViewState, Error> {
+        let begin = move |turn: &mut Turn<'_>| begin_rebuild(turn.connection, project);
+        let generation = self.write(Job::Other, begin).await?;
+        loop {
+            let rebuild = move |turn: &mut Turn<'_>| rebuild_step(turn.connection, project, generation);
+            let done = self.write(Job::Other, rebuild).await?;
+            progress(done.applied_to, done.head);
+            if done.live {
+                break;
+            }
+        }
+        let sweep_some = move |turn: &mut Turn<'_>| sweep(turn.connection, project);
+        while self.write(Job::Other, sweep_some).await? {}
+        self.read(move |connection| live_state(connection, project)).await
+    }
+}
+
+fn view_progress(connection: &Connection) -> Result<Vec<ViewProgress>, Error> {
+    let mut select = connection.prepare_cached(
+        "SELECT project, generation, applied_to, position
+         FROM view_live JOIN view_state USING (view, project, generation) JOIN head USING (project)
+         WHERE view = ?1 ORDER BY project",
+    )?;
+    let rows = select.query_map([COUNTS], |row| {
+        let state = ViewState { generation: row.get(1).map(uint)?, applied_to: row.get(2).map(uint)? };
+        Ok(ViewProgress { project: ProjectId(row.get(0)?), state, head: row.get(3).map(uint)? })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn live_state(connection: &Connection, project: ProjectId) -> Result<ViewState, Error> {
+    let mut select = connection.prepare_cached(
+        "SELECT generation, applied_to FROM view_live JOIN view_state USING (view, project, generation)
+         WHERE view = ?1 AND project = ?2",
+    )?;
+    let state = select.query_row(params![COUNTS, project.0], |row| {
+        Ok(ViewState { generation: row.get(0).map(uint)?, applied_to: row.get(1).map(uint)? })
+    });
+    state.optional()?.ok_or(Error::UnknownProject(project))
+}
+
+/// Adds what lies behind a generation's `applied_to` to it, and moves `applied_to`.
+fn step(
+    connection: &Connection,
+    project: ProjectId,
+    state: ViewState,
+    through: u64,
+) -> Result<Applied, Error> {
+    let ViewState { generation, applied_to: from } = state;
+    let head = Head::read(connection, project)?.position;
+    let through = through.min(head).min(from.saturating_add(STEP_POSITIONS));
+    if through <= from {
+        return Ok(Applied { generation, from, through: from, per_name: Vec::new() });
+    }
+    let mut select = connection.prepare_cached(&format!(
+        "SELECT name, {}, count(*) FROM event NOT INDEXED WHERE key > ?1 AND key <= ?2 GROUP BY 1, 2",
+        hour_sql()
+    ))?;
+    let mut upsert = connection.prepare_cached(
+        "INSERT INTO rollup_counts (project, generation, name, hour_ms, count) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT DO UPDATE SET count = count + excluded.count",
+    )?;
+    let mut per_name: BTreeMap<String, u64> = BTreeMap::new();
+    let mut rows = select.query([key(project, from), key(project, through)])?;
+    while let Some(row) = rows.next()? {
+        let (name, hour_ms, count): (String, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        upsert.execute(params![project.0, int(generation), name, hour_ms, count])?;
+        *per_name.entry(name).or_default() += uint(count);
+    }
+    let mut update = connection.prepare_cached(
+        "UPDATE view_state SET applied_to = ?4 WHERE view = ?1 AND project = ?2 AND generation = ?3",
+    )?;
+    update.execute(params![COUNTS, project.0, int(generation), int(through)])?;
+    Ok(Applied { generation, from, through, per_name: per_name.into_iter().collect() })
+}
+
+fn counts(connection: &Connection, project: ProjectId, query: &CountsQuery) -> Result<Vec<CountRow>, Error> {
+    let (hour, group) = match query.by {
+        CountsBy::Total => ("NULL", "name"),
+        CountsBy::Hour => ("hour_ms", "name, hour_ms"),
+    };
+    // A row value in the condition would hide the primary key from the planner.
+    let only = if query.name.is_some() { "name = :name" } else { ":name IS NULL" };
+    let mut select = connection.prepare_cached(&format!(
+        "SELECT name, {hour}, sum(count) FROM rollup_counts
+         WHERE project = :project
+           AND generation = (SELECT generation FROM view_live WHERE view = :view AND project = :project)
+           AND {only} AND hour_ms >= :from AND hour_ms < :to
+         GROUP BY {group} ORDER BY {group}"
+    ))?;
+    let mut rows = select.query(named_params! {
+        ":project": project.0,
+        ":view": COUNTS,
+        ":name": query.name,
+        ":from": query.from_hour.map_or(i64::MIN, Timestamp::ms),
+        ":to": query.to_hour.map_or(i64::MAX, Timestamp::ms),
+    })?;
+    let mut counts = Vec::new();
+    while let Some(row) = rows.next()? {
+        if counts.len() == COUNT_ROWS_MAX {
+            return Err(Error::TooManyRows { limit: COUNT_ROWS_MAX });
+        }
+        let hour = row.get::<_, Option<i64>>(1)?.and_then(Timestamp::from_ms);
+        counts.push(CountRow { name: row.get(0)?, hour, count: row.get(2).map(uint)? });
+    }
+    Ok(counts)
+}
+
+fn count_totals(connection: &Connection, project: ProjectId, names_max: usize) -> Result<CountTotals, Error> {
+    // The state and the counts have to come from one snapshot.
+    let snapshot = connection.unchecked_transaction()?;
+    let state = live_state(&snapshot, project)?;
+    let mut select = snapshot.prepare_cached(
+        "SELECT name, sum(count) FROM rollup_counts WHERE project = ?1 AND generation = ?2 GROUP BY name",
+    )?;
+    let mut rows = select.query(params![project.0, int(state.generation)])?;
+    let mut per_name = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        if per_name.len() == names_max {
+            return Ok(CountTotals { state, per_name: BTreeMap::new(), complete: false });
+        }
+        per_name.insert(row.get(0)?, row.get(1).map(uint)?);
+    }
+    Ok(CountTotals { state, per_name, complete: true })
+}
+
+/// How far a rebuild has come.
+struct Rebuilt {
+    applied_to: u64,
+    head: u64,
+    live: bool,
+}
+
+/// Makes the next generation, or goes on with one that was left unfinished: its `applied_to` says what it contains.
+fn begin_rebuild(connection: &Connection, project: ProjectId) -> Result<u64, Error> {
+    let live = live_state(connection, project)?;
+    let unfinished: Option<i64> = connection.query_row(
+        "SELECT max(generation) FROM view_state WHERE view = ?1 AND project = ?2 AND generation > ?3",
+        params![COUNTS, project.0, int(live.generation)],
+        |row| row.get(0),
+    )?;
+    if let Some(generation) = unfinished {
+        return Ok(uint(generation));
+    }
+    let generation = live.generation + 1;
+    connection.execute(
+        "INSERT INTO view_state (view, project, generation, applied_to) VALUES (?1, ?2, ?3, 0)",
+        params![COUNTS, project.0, int(generation)],
+    )?;
+    Ok(generation)
+}
+
+/// One step of a rebuild. The step that reaches the head makes the generation the live one: in the writer's transaction
+/// nothing can be appended in between. Two rebuilds at a time share the generation and finish together.
+fn rebuild_step(connection: &Connection, project: ProjectId, generation: u64) -> Result<Rebuilt, Error> {
+    let live = live_state(connection, project)?;
+    let head = Head::read(connection, project)?.position;
+    if live.generation >= generation {
+        return Ok(Rebuilt { applied_to: live.applied_to, head, live: true });
+    }
+    let applied_to: i64 = connection.query_row(
+        "SELECT applied_to FROM view_state WHERE view = ?1 AND project = ?2 AND generation = ?3",
+        params![COUNTS, project.0, int(generation)],
+        |row| row.get(0),
+    )?;
+    let state = ViewState { generation, applied_to: uint(applied_to) };
+    let applied_to = step(connection, project, state, head)?.through;
+    let live = applied_to == head;
+    if live {
+        connection.execute(
+            "UPDATE view_live SET generation = ?3 WHERE view = ?1 AND project = ?2",
+            params![COUNTS, project.0, int(generation)],
+        )?;
+    }
+    Ok(Rebuilt { applied_to, head, live })
+}
+
+/// Removes some of the rows of generations older than the live one; says whether there may be more.
+fn sweep(connection: &Connection, project: ProjectId) -> Result<bool, Error> {
+    let live = int(live_state(connection, project)?.generation);
+    let removed = connection.execute(
+        "DELETE FROM rollup_counts WHERE (project, generation, name, hour_ms) IN (
+             SELECT project, generation, name, hour_ms FROM rollup_counts
+             WHERE project = ?1 AND generation < ?2 LIMIT ?3)",
+        params![project.0, live, SWEEP_ROWS],
+    )?;
+    if removed > 0 {
+        return Ok(true);
+    }
+    connection.execute(
+        "DELETE FROM view_state WHERE view = ?1 AND project = ?2 AND generation < ?3",
+        params![COUNTS, project.0, live],
+    )?;
+    Ok(false)
+}

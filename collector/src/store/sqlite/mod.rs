@@ -1,0 +1,226 @@
+//! The store on SQLite: one writer thread that owns the write connection, a few read connections, one file.
+
+/// Appends batches to the log.
+mod append;
+
+/// The walks of an audit.
+mod audit;
+
+/// The view "counts".
+mod counts;
+
+/// Reads the log.
+mod events;
+
+/// What is done within a transaction of the writer.
+mod job;
+
+/// Opens, identifies and upgrades the file.
+mod open;
+
+/// Accounts, projects and keys.
+mod projects;
+
+/// A few read connections.
+mod readers;
+
+/// The thread that owns the write connection.
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use uuid::Uuid;
+
+use crate::bus::message::ValidBatch;
+use crate::project::ProjectId;
+
+use super::{Appended, Error, EventFilter, EventOrder, EventPage, Ledger, StoredEvent};
+use job::{Job, Turn};
+use readers::Readers;
+use writer::Writer;
+
+/// How a SQLite store is opened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SqliteOptions {
+    /// The database file; its folder is made when it isn't there.
+    pub file: PathBuf,
+    /// How much a commit waits for. Anything but [`Synchronous::Full`] breaks the promise that a confirmed event is safe, and
+    /// exists so that a test can show that it would notice.
+    #[doc(hidden)]
+    pub synchronous: Synchronous,
+    /// Which of SQLite's file layers to use; for tests that cut the power.
+    #[doc(hidden)]
+    pub vfs: Option<String>,
+    /// Read connections: 4, each with 4 MiB of pages; two cores are kept busy by two.
+    pub readers: usize,
+}
+
+impl SqliteOptions {
+    /// The options for a file, with everything else as it should be.
+    #[must_use]
+    pub fn new(file: impl Into<PathBuf>) -> Self {
+        Self { file: file.into(), synchronous: Synchronous::Full, vfs: None, readers: 4 }
+    }
+}
+
+/// How much a commit waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Synchronous {
+    /// The disk has it.
+    #[default]
+    Full,
+    /// The system has it; a power cut may take it.
+    Normal,
+}
+
+/// What a process beside the collector wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Look.
+    ReadOnly,
+    /// Manage projects, rebuild views.
+    ReadWrite,
+}
+
+#[derive(Clone)]
+pub(super) struct Sqlite(Arc<Shared>);
+
+struct Shared {
+    options: SqliteOptions,
+    /// Nobody writes through a store opened to look.
+    writer: Option<Writer>,
+    readers: Readers,
+    epoch: Uuid,
+    /// An audit reads everything and fills temporary tables: one at a time.
+    auditing: tokio::sync::Mutex<()>,
+}
+
+impl Sqlite {
+    pub(super) fn open(options: SqliteOptions) -> Result<Self, Error> {
+        let connection = open::create(&options)?;
+        Self::start(options, Some(connection))
+    }
+
+    pub(super) fn open_beside(file: &Path, access: Access) -> Result<Self, Error> {
+        let options = SqliteOptions::new(file);
+        let connection = open::existing(&options, access)?;
+        Self::start(options, (access == Access::ReadWrite).then_some(connection))
+    }
+
+    fn start(options: SqliteOptions, connection: Option<Connection>) -> Result<Self, Error> {
+        let epoch = open::epoch(&open::reader(&options)?)?;
+        let writer = connection.map(|connection| Writer::start(connection, options.clone())).transpose()?;
+        let readers = Readers::new(options.clone());
+        Ok(Self(Arc::new(Shared {
+            options,
+            writer,
+            readers,
+            epoch,
+            auditing: tokio::sync::Mutex::default(),
+        })))
+    }
+
+    /// Runs a job in the next transaction and returns when it is on disk.
+    async fn write<T: Send + 'static>(
+        &self,
+        kind: Job,
+        work: impl FnOnce(&mut Turn<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        match &self.0.writer {
+            Some(writer) => writer.run(kind, work).await,
+            None => Err(Error::ReadOnly { path: self.0.options.file.clone() }),
+        }
+    }
+
+    /// Reads on one of the read connections.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.0.readers.run(read).await
+    }
+
+    pub(super) fn serving(&self) -> Result<(), Error> {
+        self.0.writer.as_ref().map_or(Ok(()), Writer::serving)
+    }
+
+    pub(super) fn epoch(&self) -> Uuid {
+        self.0.epoch
+    }
+
+    pub(super) async fn append(&self, batches: Vec<ValidBatch>) -> Result<Vec<Appended>, Error> {
+        let events = batches.iter().map(|batch| batch.events.len()).sum();
+        self.write(Job::Append { events }, move |turn| append::append(turn, &batches)).await
+    }
+
+    pub(super) async fn head(&self, project: ProjectId) -> Result<u64, Error> {
+        self.read(move |connection| events::head(connection, project)).await
+    }
+
+    pub(super) async fn events(
+        &self,
+        project: ProjectId,
+        filter: EventFilter,
+        order: EventOrder,
+        limit: usize,
+    ) -> Result<EventPage, Error> {
+        self.read(move |connection| events::page(connection, project, &filter, order, limit)).await
+    }
+
+    pub(super) async fn event(&self, project: ProjectId, id: Uuid) -> Result<Option<StoredEvent>, Error> {
+        self.read(move |connection| events::find(connection, project, id)).await
+    }
+
+    pub(super) async fn ledger(&self, project: Option<ProjectId>) -> Result<Ledger, Error> {
+        self.read(move |connection| events::ledger(connection, project)).await
+    }
+
+    pub(super) async fn close(&self) -> Result<(), Error> {
+        self.0.readers.close();
+        match &self.0.writer {
+            Some(writer) => writer.close().await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Bits of an event's key that hold its position: 2^40 events a project.
+const POSITION_BITS: u32 = 40;
+
+/// The highest project number: 2^23 of them leave the key's sign bit alone.
+const PROJECT_MAX: u32 = (1 << 23) - 1;
+
+/// The row key of a position in a project's log.
+fn key(project: ProjectId, position: u64) -> i64 {
+    i64::from(project.0) << POSITION_BITS | int(position)
+}
+
+/// The position in a row key.
+fn position(key: i64) -> u64 {
+    uint(key & ((1 << POSITION_BITS) - 1))
+}
+
+/// SQLite's integers are signed; nothing that is counted here reaches 2^63.
+fn int(value: u64) -> i64 {
+    i64::try_from(value).expect("counts and positions stay below 2^63")
+}
+
+/// What is counted is never negative; a damaged row that says so reads as nothing and fails its checks.
+fn uint(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode;
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
+            Some(ErrorCode::DiskFull) => Self::DiskFull,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::corrupt(error.to_string()),
+            _ => Self::Sqlite(Arc::new(error)),
+        }
+    }
+}

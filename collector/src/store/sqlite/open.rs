@@ -1,0 +1,231 @@
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use eventbucket_protocol::Timestamp;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use uuid::Uuid;
+
+use super::{Access, SqliteOptions, Synchronous};
+use crate::store::Error;
+
+/// "EvBu": marks the file as ours.
+const APPLICATION_ID: i64 = 0x4576_4275;
+
+/// What upgrades a file from version N to N + 1 stands at index N. A migration that changes how a view is computed also
+/// removes its unfinished generations, which a rebuild would go on with.
+const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_first.sql")];
+
+/// The schema this program writes.
+const SCHEMA: u32 = MIGRATIONS.len() as u32;
+
+/// How long a write waits for a short one of the command line.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pages the write connection keeps: 16 MiB, the upper levels of the id index of 50 million events.
+const WRITER_CACHE_KIB: i64 = 16 * 1024;
+
+/// Pages each read connection keeps: 4 MiB.
+const READER_CACHE_KIB: i64 = 4 * 1024;
+
+/// Pages in the write-ahead log before it is folded into the file: 4,000 of 4 KiB, 16 MiB, three commits of 10,000
+/// events. Folding writes each page once however often it changed, so a longer log is less work and a longer recovery.
+const CHECKPOINT_PAGES: i64 = 4_000;
+
+/// What the write-ahead log is cut to when it was longer, after a long read: 64 MiB.
+const WAL_BYTES_KEPT: i64 = 64 * 1024 * 1024;
+
+/// Statements each connection keeps prepared; there are about 30.
+const STATEMENTS_KEPT: usize = 64;
+
+/// Opens the file for writing, makes and upgrades it if need be.
+pub(super) fn create(options: &SqliteOptions) -> Result<Connection, Error> {
+    let folder = folder_of(&options.file);
+    make_folder(folder)?;
+    refuse_read_only(&options.file)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+    let mut connection = connect(options, flags)?;
+    let found = identify(&connection, &options.file)?;
+    prepare_writer(&connection, options)?;
+    // A process that died after a failed sync leaves a log like the one `again` meets. A reader in the way is no reason
+    // not to start: then nothing failed but a process, and the page cache holds what the log says.
+    match fold(&connection) {
+        Ok(()) | Err(Error::Busy) => {}
+        Err(error) => return Err(error),
+    }
+    if found < SCHEMA {
+        migrate(&mut connection)?;
+    }
+    // The file's own entry in its folder has to outlive a power cut as well.
+    sync_folder(folder)?;
+    Ok(connection)
+}
+
+/// Opens a file that has to be there and up to date.
+pub(super) fn existing(options: &SqliteOptions, access: Access) -> Result<Connection, Error> {
+    if access == Access::ReadOnly {
+        return reader(options);
+    }
+    refuse_missing(&options.file)?;
+    refuse_read_only(&options.file)?;
+    let connection = connect(options, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    require_schema(&connection, &options.file)?;
+    prepare_writer(&connection, options)?;
+    Ok(connection)
+}
+
+/// Opens the file again after a failure. What the failed writer left in the write-ahead log was perhaps never synced,
+/// although the page cache still shows it; folding it into the file writes and syncs all of it once more, so that nothing
+/// new is built on pages a power cut would take.
+pub(super) fn again(options: &SqliteOptions) -> Result<Connection, Error> {
+    let connection = existing(options, Access::ReadWrite)?;
+    fold(&connection)?;
+    Ok(connection)
+}
+
+/// Folds the write-ahead log into the file and empties it.
+pub(super) fn fold(connection: &Connection) -> Result<(), Error> {
+    let blocked: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    if blocked { Err(Error::Busy) } else { Ok(()) }
+}
+
+/// Opens one more connection to look.
+pub(super) fn reader(options: &SqliteOptions) -> Result<Connection, Error> {
+    refuse_missing(&options.file)?;
+    let connection = connect(options, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    require_schema(&connection, &options.file)?;
+    connection.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
+    Ok(connection)
+}
+
+/// Reads the log's epoch.
+pub(super) fn epoch(connection: &Connection) -> Result<Uuid, Error> {
+    let id: [u8; 16] = connection.query_row("SELECT id FROM epoch", [], |row| row.get(0))?;
+    Ok(Uuid::from_bytes(id))
+}
+
+fn connect(options: &SqliteOptions, flags: OpenFlags) -> Result<Connection, Error> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let opened = match &options.vfs {
+        Some(vfs) => Connection::open_with_flags_and_vfs(&options.file, flags, vfs.as_str()),
+        None => Connection::open_with_flags(&options.file, flags),
+    };
+    let connection = opened.map_err(|error| cannot_open(error, options))?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+    let wants_write = flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE);
+    if wants_write && connection.is_readonly(rusqlite::MAIN_DB)? {
+        return Err(Error::ReadOnly { path: options.file.clone() });
+    }
+    Ok(connection)
+}
+
+fn cannot_open(error: rusqlite::Error, options: &SqliteOptions) -> Error {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::CannotOpen | rusqlite::ErrorCode::ReadOnly) => {
+            Error::ReadOnly { path: options.file.clone() }
+        }
+        _ => error.into(),
+    }
+}
+
+fn prepare_writer(connection: &Connection, options: &SqliteOptions) -> Result<(), Error> {
+    // Before the first write-ahead log is made: it inherits its settings.
+    let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(Error::unavailable(format!("the file system can't do write-ahead logging (got {mode})")));
+    }
+    let synchronous = match options.synchronous {
+        Synchronous::Full => "FULL",
+        Synchronous::Normal => "NORMAL",
+    };
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+    connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    Ok(())
+}
+
+/// Returns the schema version of a file that is ours, 0 for an empty one.
+fn identify(connection: &Connection, file: &Path) -> Result<u32, Error> {
+    let not_ours = || Error::NotOurs { path: file.to_owned() };
+    let pragma = |name: &str| -> Result<i64, rusqlite::Error> {
+        connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
+    };
+    let application_id = match pragma("application_id") {
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
+            return Err(not_ours());
+        }
+        read => read?,
+    };
+    let found = u32::try_from(pragma("user_version")?).map_err(|_| not_ours())?;
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    match application_id {
+        APPLICATION_ID if found > SCHEMA => Err(Error::NewerSchema { found, known: SCHEMA }),
+        APPLICATION_ID => Ok(found),
+        0 if tables == 0 && found == 0 => Ok(0),
+        _ => Err(not_ours()),
+    }
+}
+
+fn require_schema(connection: &Connection, file: &Path) -> Result<(), Error> {
+    match identify(connection, file)? {
+        SCHEMA => Ok(()),
+        found => Err(Error::OlderSchema { found, known: SCHEMA }),
+    }
+}
+
+/// Upgrades in one transaction, marks included: a kill leaves the old file or the new one.
+fn migrate(connection: &mut Connection) -> Result<(), Error> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have upgraded it while this one waited for the lock.
+    let found: u32 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    for migration in MIGRATIONS.iter().skip(found as usize) {
+        transaction.execute_batch(migration)?;
+    }
+    if found == 0 {
+        let now_ms = Timestamp::from_system(SystemTime::now()).ms();
+        let id = Uuid::now_v7();
+        transaction.execute("INSERT INTO epoch VALUES (1, ?1, ?2)", (id.as_bytes(), now_ms))?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", SCHEMA)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn make_folder(folder: &Path) -> Result<(), Error> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(folder).map_err(|source| folder_error(folder, source))?;
+    sync_folder(folder_of(folder))
+}
+
+fn sync_folder(folder: &Path) -> Result<(), Error> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| folder_error(folder, source))
+}
+
+fn folder_error(folder: &Path, source: io::Error) -> Error {
+    Error::Folder { path: folder.to_owned(), source: Arc::new(source) }
+}
+
+fn refuse_missing(file: &Path) -> Result<(), Error> {
+    if file.exists() { Ok(()) } else { Err(Error::Missing { path: file.to_owned() }) }
+}
+
+/// Who may override permissions (root) would write to a file that was made read-only on purpose.
+fn refuse_read_only(file: &Path) -> Result<(), Error> {
+    match fs::metadata(file) {
+        Ok(found) if found.is_dir() => Err(Error::NotOurs { path: file.to_owned() }),
+        Ok(found) if found.permissions().readonly() => Err(Error::ReadOnly { path: file.to_owned() }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,207 @@
+use std::time::SystemTime;
+
+use eventbucket_protocol::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::counts::COUNTS;
+use super::job::{Job, Turn};
+use super::{PROJECT_MAX, Sqlite, uint};
+use crate::project::{AccountId, Grant, KeyHash, KeyKind, NewKey, Project, ProjectId};
+use crate::store::{Error, NewProject};
+
+/// The name of a project or a team, in characters: what fits on a line of a page.
+const NAME_CHARS_MAX: usize = 100;
+
+impl Sqlite {
+    pub(in crate::store) async fn create_account(&self, email: &str, team: &str) -> Result<AccountId, Error> {
+        let (email, team) = (email.trim().to_owned(), team.trim().to_owned());
+        check_name(&email)?;
+        let now_ms = now().ms();
+        let create = move |turn: &mut Turn<'_>| {
+            let inserted = turn.connection.execute(
+                "INSERT INTO account (email, team, created_ms) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+                params![email, team, now_ms],
+            )?;
+            if inserted == 0 {
+                return Err(Error::Taken { what: "account", name: email });
+            }
+            let id = turn.connection.last_insert_rowid();
+            u32::try_from(id).map(AccountId).map_err(|_| Error::TooManyProjects)
+        };
+        self.write(Job::Other, create).await
+    }
+
+    pub(in crate::store) async fn create_project(
+        &self,
+        account: AccountId,
+        name: &str,
+    ) -> Result<NewProject, Error> {
+        let name = name.trim().to_owned();
+        check_name(&name)?;
+        let (write_key, secret_key) = (new_key(KeyKind::Write)?, new_key(KeyKind::Secret)?);
+        let created = now();
+        let hashes = [&write_key, &secret_key].map(|key| (key.kind, key.hash()));
+        let insert = move |turn: &mut Turn<'_>| {
+            let id = insert_project(turn.connection, account, &name, created)?;
+            for (kind, hash) in hashes {
+                insert_key(turn.connection, id, kind, hash, false, created)?;
+            }
+            Ok(Project { id, name, created: created.to_string(), events: 0 })
+        };
+        let project = self.write(Job::Other, insert).await?;
+        Ok(NewProject { project, write_key, secret_key })
+    }
+
+    pub(in crate::store) async fn projects(&self, account: Option<AccountId>) -> Result<Vec<Project>, Error> {
+        self.read(move |connection| projects(connection, account)).await
+    }
+
+    pub(in crate::store) async fn rotate_key(
+        &self,
+        project: ProjectId,
+        kind: KeyKind,
+        browser: bool,
+    ) -> Result<NewKey, Error> {
+        let key = new_key(kind)?;
+        let (hash, now) = (key.hash(), now());
+        let rotate = move |turn: &mut Turn<'_>| {
+            require_project(turn.connection, project)?;
+            turn.connection.execute(
+                "UPDATE api_key SET revoked_ms = ?3 WHERE project = ?1 AND kind = ?2 AND revoked_ms IS NULL",
+                params![project.0, kind_text(kind), now.ms()],
+            )?;
+            insert_key(turn.connection, project, kind, hash, browser, now)
+        };
+        self.write(Job::Other, rotate).await?;
+        Ok(key)
+    }
+
+    pub(in crate::store) async fn set_browser(&self, project: ProjectId, browser: bool) -> Result<(), Error> {
+        let set = move |turn: &mut Turn<'_>| {
+            require_project(turn.connection, project)?;
+            turn.connection.execute(
+                "UPDATE api_key SET browser = ?2 WHERE project = ?1 AND kind = 'write' AND revoked_ms IS NULL",
+                params![project.0, browser],
+            )?;
+            Ok(())
+        };
+        self.write(Job::Other, set).await
+    }
+
+    pub(in crate::store) async fn find_key(&self, hash: KeyHash) -> Result<Option<Grant>, Error> {
+        self.read(move |connection| find_key(connection, hash)).await
+    }
+
+    pub(in crate::store) async fn is_revoked(&self, hash: KeyHash) -> Result<bool, Error> {
+        let find = move |connection: &Connection| {
+            let sql = "SELECT count(*) FROM api_key WHERE hash = ?1 AND revoked_ms IS NOT NULL";
+            let mut select = connection.prepare_cached(sql)?;
+            Ok(select.query_row([hash.0], |row| row.get::<_, i64>(0))? > 0)
+        };
+        self.read(find).await
+    }
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_system(SystemTime::now())
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    if name.is_empty() {
+        return Err(Error::InvalidName("the name is empty; give one"));
+    }
+    if name.chars().count() > NAME_CHARS_MAX {
+        return Err(Error::InvalidName("the name is longer than 100 characters; shorten it"));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(Error::InvalidName("the name contains a control character; remove it"));
+    }
+    Ok(())
+}
+
+fn new_key(kind: KeyKind) -> Result<NewKey, Error> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random)
+        .map_err(|error| Error::unavailable(format!("the system gives no random bytes: {error}")))?;
+    Ok(NewKey::from_random(kind, &random))
+}
+
+fn kind_text(kind: KeyKind) -> &'static str {
+    match kind {
+        KeyKind::Write => "write",
+        KeyKind::Secret => "secret",
+    }
+}
+
+/// A project comes with everything that is counted for it: an empty log and an empty first generation of the counts.
+fn insert_project(
+    connection: &Connection,
+    account: AccountId,
+    name: &str,
+    created: Timestamp,
+) -> Result<ProjectId, Error> {
+    let inserted = connection.execute(
+        "INSERT INTO project (account, name, created_ms) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+        params![account.0, name, created.ms()],
+    )?;
+    if inserted == 0 {
+        return Err(Error::Taken { what: "project", name: name.to_owned() });
+    }
+    let id = u32::try_from(connection.last_insert_rowid()).map_err(|_| Error::TooManyProjects)?;
+    if id > PROJECT_MAX {
+        return Err(Error::TooManyProjects);
+    }
+    connection.execute("INSERT INTO head VALUES (?1, 0, 0, 0, 0, 0, 0)", [id])?;
+    connection.execute("INSERT INTO view_state VALUES (?1, ?2, 1, 0)", params![COUNTS, id])?;
+    connection.execute("INSERT INTO view_live VALUES (?1, ?2, 1)", params![COUNTS, id])?;
+    Ok(ProjectId(id))
+}
+
+fn insert_key(
+    connection: &Connection,
+    project: ProjectId,
+    kind: KeyKind,
+    hash: KeyHash,
+    browser: bool,
+    created: Timestamp,
+) -> Result<(), Error> {
+    connection.execute(
+        "INSERT INTO api_key (hash, project, kind, browser, created_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![hash.0, project.0, kind_text(kind), browser, created.ms()],
+    )?;
+    Ok(())
+}
+
+fn require_project(connection: &Connection, project: ProjectId) -> Result<(), Error> {
+    let found = connection.query_row("SELECT 1 FROM project WHERE id = ?1", [project.0], |_| Ok(()));
+    found.optional()?.ok_or(Error::UnknownProject(project))
+}
+
+fn projects(connection: &Connection, account: Option<AccountId>) -> Result<Vec<Project>, Error> {
+    let mut select = connection.prepare_cached(
+        "SELECT id, name, created_ms, position FROM project JOIN head ON head.project = project.id
+         WHERE ?1 IS NULL OR account = ?1 ORDER BY id",
+    )?;
+    let rows = select.query_map([account.map(|account| account.0)], |row| {
+        let created = Timestamp::from_ms(row.get(2)?).map(|time| time.to_string()).unwrap_or_default();
+        Ok(Project { id: ProjectId(row.get(0)?), name: row.get(1)?, created, events: row.get(3).map(uint)? })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn find_key(connection: &Connection, hash: KeyHash) -> Result<Option<Grant>, Error> {
+    let mut select = connection.prepare_cached(
+        "SELECT account, project, kind, browser FROM api_key JOIN project ON project.id = api_key.project
+         WHERE hash = ?1 AND revoked_ms IS NULL",
+    )?;
+    let grant = select.query_row([hash.0], |row| {
+        let secret = row.get::<_, String>(2)? == "secret";
+        Ok(Grant {
+            account: AccountId(row.get(0)?),
+            project: ProjectId(row.get(1)?),
+            kind: if secret { KeyKind::Secret } else { KeyKind::Write },
+            browser: row.get(3)?,
+        })
+    });
+    Ok(grant.optional()?)
+}

@@ -1,0 +1,29 @@
+//! Lines on stderr: what happened, for people or as JSON. Keys never appear: their types show a prefix alone.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::SubscriberBuilder;
+use tracing_subscriber::fmt::format::{DefaultFields, Format};
+
+use crate::config::{LogConfig, LogFormat};
+
+/// Makes every `tracing` event of this process a line on stderr. The first call counts, further ones change nothing.
+pub fn install(config: &LogConfig) {
+    let filter =
+        EnvFilter::try_new(&config.level).expect("the level was checked when the configuration was read");
+    let outcome = match config.format {
+        LogFormat::Text => lines(filter).with_ansi(is_coloured()).try_init(),
+        LogFormat::Json => lines(filter).json().flatten_event(true).try_init(),
+    };
+    drop(outcome);
+}
+
+fn lines(filter: EnvFilter) -> SubscriberBuilder<DefaultFields, Format, EnvFilter, fn() -> std::io::Stderr> {
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr as fn() -> std::io::Stderr)
+}
+
+/// Colour on a terminal unless `NO_COLOR` says otherwise (<https://no-color.org>).
+fn is_coloured() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}

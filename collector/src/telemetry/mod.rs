@@ -1,0 +1,7 @@
+//! Logs and metrics.
+
+/// Lines on stderr.
+pub mod logs;
+
+/// Figures for Prometheus.
+pub mod metrics;

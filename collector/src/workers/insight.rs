@@ -1,0 +1,107 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::{Bus, Hint, RangeReceiver};
+use crate::cache::{COUNTER_NAMES_MAX, Cache};
+use crate::project::ProjectId;
+use crate::store::{Error, Store, ViewProgress};
+
+/// How often the heads are looked at when nothing is announced: how late a lost announcement shows at most.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+
+/// Follows the log with the counts and the live counters until `cancel`. What was missed, by a lost announcement or
+/// while nobody was running, is found by comparing `applied_to` with the head, at the start and once a second.
+pub async fn run(bus: Bus, store: Store, cache: Cache, cancel: CancellationToken) {
+    let mut ranges = bus.ranges();
+    // The bus is held by its publishers: holding it here would keep the receiver open for ever.
+    drop(bus);
+    let mut look = tokio::time::interval_at(Instant::now(), LOOK_PERIOD);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // All three are cancel-safe: a tick, a receive from a broadcast, a token.
+        let outcome = tokio::select! {
+            () = cancel.cancelled() => return,
+            hint = ranges.recv() => match hint {
+                Some(hint) => follow(&collect(hint, &mut ranges), &store, &cache).await,
+                None => return,
+            },
+            _ = look.tick() => look_at_heads(&store, &cache).await,
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "the counts could not follow the log; they try again");
+        }
+    }
+}
+
+/// What waits to be applied: the highest announced position of each project, and whether some may have been missed.
+#[derive(Default)]
+struct Waiting {
+    through: BTreeMap<ProjectId, u64>,
+    missed: bool,
+}
+
+impl Waiting {
+    fn add(&mut self, hint: Hint) {
+        match hint {
+            Hint::Range(range) => {
+                let through = self.through.entry(range.project).or_default();
+                *through = range.last.max(*through);
+            }
+            Hint::Missed => self.missed = true,
+        }
+    }
+}
+
+/// Adds up everything that is announced already, so that a burst of small ranges costs one transaction.
+fn collect(first: Hint, ranges: &mut RangeReceiver) -> Waiting {
+    let mut waiting = Waiting::default();
+    waiting.add(first);
+    while let Some(hint) = ranges.try_recv() {
+        waiting.add(hint);
+    }
+    waiting
+}
+
+async fn follow(waiting: &Waiting, store: &Store, cache: &Cache) -> Result<(), Error> {
+    for (project, through) in &waiting.through {
+        apply(*project, *through, store, cache).await?;
+    }
+    if waiting.missed { look_at_heads(store, cache).await } else { Ok(()) }
+}
+
+async fn look_at_heads(store: &Store, cache: &Cache) -> Result<(), Error> {
+    for ViewProgress { project, state, head } in store.view_progress().await? {
+        let counted = cache.counters_state(project).await;
+        if counted != Some((state.generation, state.applied_to)) {
+            reset(project, store, cache).await?;
+        }
+        apply(project, head, store, cache).await?;
+    }
+    Ok(())
+}
+
+/// Applies the log up to a position, step by step, and moves the live counters by exactly what each step added.
+async fn apply(project: ProjectId, through: u64, store: &Store, cache: &Cache) -> Result<(), Error> {
+    // What the counters contain is in the store already, so a doubled or late range ends here.
+    if cache.counters_state(project).await.is_some_and(|(_, applied_to)| applied_to >= through) {
+        return Ok(());
+    }
+    loop {
+        let applied = store.apply_counts(project, through).await?;
+        if applied.through > applied.from && !cache.count_up(project, &applied).await {
+            reset(project, store, cache).await?;
+        }
+        if applied.through == applied.from || applied.through >= through {
+            return Ok(());
+        }
+    }
+}
+
+async fn reset(project: ProjectId, store: &Store, cache: &Cache) -> Result<(), Error> {
+    let totals = store.count_totals(project, COUNTER_NAMES_MAX).await?;
+    cache.reset(project, totals).await;
+    Ok(())
+}

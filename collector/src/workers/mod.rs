@@ -1,0 +1,7 @@
+//! What works behind the bus: storage appends to the log, insight turns the log into counts.
+
+/// Appends accepted batches to the log.
+pub mod storage;
+
+/// Applies stored ranges to the counts.
+pub mod insight;

@@ -1,0 +1,30 @@
+//! The collector's behaviour through its binary and its public API, and the rules about the source itself.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod cli_commands;
+mod cli_config;
+mod cli_refusals;
+mod conformance;
+mod edge_bodies;
+mod edge_browser;
+mod edge_connections;
+mod edge_health;
+mod edge_replies;
+mod harness;
+mod in_process;
+mod query_events;
+mod query_manage;
+mod query_tail;
+mod serve_start;
+mod serve_stop;
+mod store_audit;
+mod store_fixture;
+mod store_flow;
+mod store_random;
+mod store_sqlite;
+
+mod faults;
+mod power;
+mod random;
+mod tidy;

@@ -1,0 +1,176 @@
+//! An audit holds on a sound store and names each kind of tampering.
+
+use std::sync::{Arc, Mutex};
+
+use eventbucket_collector::cache::Cache;
+use eventbucket_collector::project::ProjectId;
+use eventbucket_collector::query::audit::{Audit, audit};
+use eventbucket_collector::store::{Applied, Store};
+
+use crate::store_fixture::{Folder, batch, count_all, events, project};
+
+/// A store with two projects whose logs, ranges and counts have something in them.
+async fn filled() -> (Folder, Store, ProjectId) {
+    let folder = Folder::new();
+    let store = folder.open();
+    let shop = project(&store, "shop").await.project.id;
+    let blog = project(&store, "blog").await.project.id;
+    store.append(vec![batch(shop, events("x", 40)), batch(blog, events("x", 7))]).await.unwrap();
+    let mut again = batch(shop, events("x", 45));
+    again.rejected = 2;
+    store.append(vec![again]).await.unwrap();
+    count_all(&store, shop).await;
+    count_all(&store, blog).await;
+    (folder, store, shop)
+}
+
+fn failed(audit: &Audit, project: ProjectId) -> Vec<&'static str> {
+    let project = audit.projects.iter().find(|one| one.project_id == project).unwrap();
+    project.checks.iter().filter(|check| !check.holds).map(|check| check.name).collect()
+}
+
+/// Damages a sound store by SQL and returns which checks fail.
+async fn failed_after(sql: &str) -> Vec<&'static str> {
+    let (folder, store, shop) = filled().await;
+    assert!(audit(&store, None, |_, _| {}).await.unwrap().holds());
+    let changed = folder.sql().execute(sql, []).unwrap();
+    assert!(changed > 0, "{sql} must change something");
+    let found = audit(&store, None, |_, _| {}).await.unwrap();
+    assert!(!found.holds());
+    failed(&found, shop)
+}
+
+#[tokio::test]
+async fn a_sound_store_holds_and_progress_reaches_the_end() {
+    let (_folder, store, shop) = filled().await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let recorder = Arc::clone(&seen);
+    let found =
+        audit(&store, None, move |done, total| recorder.lock().unwrap().push((done, total))).await.unwrap();
+    assert!(found.holds(), "{found:#?}");
+    let of_shop = found.projects.iter().find(|one| one.project_id == shop).unwrap();
+    assert_eq!((of_shop.stored, of_shop.position, of_shop.applied_to), (45, 45, 45));
+    assert_eq!(of_shop.checks.len(), 10);
+    let seen = seen.lock().unwrap();
+    assert_eq!((seen.first(), seen.last()), (Some(&(0, 52)), Some(&(52, 52))));
+}
+
+#[tokio::test]
+async fn a_deleted_row_is_found() {
+    let failed = failed_after("DELETE FROM event WHERE key = (1 << 40 | 17)").await;
+    let expected = ["positions_are_dense", "head_equals_rows", "ranges_equal_rows", "counts_equal_recount"];
+    assert_eq!(failed, expected);
+}
+
+#[tokio::test]
+async fn a_row_with_a_changed_name_is_found() {
+    let failed = failed_after("UPDATE event SET name = 'z' WHERE key = (1 << 40 | 17)").await;
+    assert_eq!(failed, ["counts_equal_recount"]);
+}
+
+#[tokio::test]
+async fn a_row_moved_to_another_project_is_found() {
+    let failed = failed_after("UPDATE event SET project = 9 WHERE key = (1 << 40 | 17)").await;
+    assert_eq!(failed, ["rows_belong"]);
+}
+
+#[tokio::test]
+async fn a_changed_rollup_is_found() {
+    let failed = failed_after(
+        "UPDATE rollup_counts SET count = count + 1 WHERE project = 1 AND name = 'a' AND hour_ms = \
+         (SELECT min(hour_ms) FROM rollup_counts WHERE project = 1)",
+    )
+    .await;
+    assert_eq!(failed, ["counts_equal_recount"]);
+}
+
+#[tokio::test]
+async fn counts_swapped_between_names_are_found() {
+    let failed = failed_after(
+        "UPDATE rollup_counts SET count = count + CASE name WHEN 'a' THEN 1 ELSE -1 END WHERE project = 1 AND \
+         name IN ('a', 'b') AND hour_ms = (SELECT min(hour_ms) FROM rollup_counts WHERE project = 1)",
+    )
+    .await;
+    assert_eq!(failed, ["counts_equal_recount"], "although the sum is right");
+}
+
+#[tokio::test]
+async fn a_bumped_head_is_found() {
+    let failed = failed_after("UPDATE head SET position = position + 1 WHERE project = 1").await;
+    assert_eq!(failed, ["head_equals_rows"]);
+}
+
+#[tokio::test]
+async fn changed_running_totals_are_found() {
+    let failed = failed_after("UPDATE head SET duplicate = duplicate + 1 WHERE project = 1").await;
+    assert_eq!(failed, ["ledger_totals_equal_ranges"]);
+}
+
+#[tokio::test]
+async fn a_changed_range_is_found() {
+    let failed = failed_after("UPDATE ranges SET first = 39 WHERE project = 1 AND first = 41").await;
+    assert_eq!(failed, ["ranges_are_contiguous", "ledger_balances"]);
+}
+
+#[tokio::test]
+async fn a_range_that_does_not_add_up_is_found() {
+    let failed = failed_after("UPDATE ranges SET rejected = 1 WHERE project = 1 AND first = 41").await;
+    assert_eq!(failed, ["ledger_balances", "ledger_totals_equal_ranges"]);
+}
+
+#[tokio::test]
+async fn a_deleted_range_is_found() {
+    let failed = failed_after("DELETE FROM ranges WHERE project = 1 AND first = 41").await;
+    assert_eq!(failed, ["ranges_equal_rows", "ledger_totals_equal_ranges"]);
+}
+
+#[tokio::test]
+async fn a_view_ahead_of_its_log_is_found() {
+    let failed = failed_after("UPDATE view_state SET applied_to = 50 WHERE project = 1").await;
+    assert_eq!(failed, ["applied_within_log", "counts_equal_recount"]);
+}
+
+#[tokio::test]
+async fn a_removed_project_leaves_rows_that_are_found() {
+    let (folder, store, shop) = filled().await;
+    let sql = folder.sql();
+    sql.pragma_update(None, "foreign_keys", false).unwrap();
+    assert_eq!(sql.execute("DELETE FROM project WHERE id = ?1", [shop.0]).unwrap(), 1);
+    let found = audit(&store, None, |_, _| {}).await.unwrap();
+    assert!(failed(&found, shop).contains(&"rows_belong"), "{found:#?}");
+}
+
+#[tokio::test]
+async fn the_same_id_twice_is_found_without_the_index_that_forbids_it() {
+    let (folder, store, shop) = filled().await;
+    let sql = folder.sql();
+    // The unique index belongs to the table, so the table is made again without it.
+    sql.execute_batch(
+        "BEGIN; ALTER TABLE event RENAME TO old; DROP VIEW events;
+         CREATE TABLE event AS SELECT * FROM old; DROP TABLE old;
+         CREATE TABLE copy (key INTEGER PRIMARY KEY, project, id, id_text, name, time_ms, skew_ms, received_ms, user,
+                            stream, correlation, description, properties);
+         INSERT INTO copy SELECT * FROM event; DROP TABLE event; ALTER TABLE copy RENAME TO event;
+         UPDATE event SET id = (SELECT id FROM event WHERE key = (1 << 40 | 1)) WHERE key = (1 << 40 | 2);
+         COMMIT;",
+    )
+    .unwrap_or_else(|error| panic!("{error}"));
+    let found = audit(&store, None, |_, _| {}).await.unwrap();
+    assert_eq!(failed(&found, shop), ["ids_are_unique"]);
+}
+
+#[tokio::test]
+async fn live_counters_are_held_against_a_recount() {
+    let (_folder, store, shop) = filled().await;
+    let cache = Cache::memory();
+    cache.reset(shop, store.count_totals(shop, 100).await.unwrap()).await;
+    // What is stored behind the counters' position doesn't concern them.
+    store.append(vec![batch(shop, events("later", 5))]).await.unwrap();
+    let found = audit(&store, Some(&cache), |_, _| {}).await.unwrap();
+    assert!(found.holds(), "{found:#?}");
+    assert!(found.projects[0].checks.iter().any(|check| check.name == "counters_equal_recount"));
+    let wrong = Applied { generation: 1, from: 45, through: 46, per_name: vec![("c".into(), 1)] };
+    assert!(cache.count_up(shop, &wrong).await);
+    let found = audit(&store, Some(&cache), |_, _| {}).await.unwrap();
+    assert_eq!(failed(&found, shop), ["counters_equal_recount"]);
+}
