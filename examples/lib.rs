@@ -1,1 +1,1 @@
-//! Programs that use Event Bucket as an application would; see the files beside this one.
+//! Programs that use Event Bucket as an application would: `quickstart`, `axum_service` and `flights`, beside this file.

@@ -1,0 +1,128 @@
+//! Captures the departures of a CSV file, one event each, and says what became of them.
+//!
+//! `cargo run --release --example flights -- --url http://127.0.0.1:4000 --key eb_write_… examples/data/flights-sample.csv`
+//!
+//! Ids are derived from the rows: running it again stores nothing twice, and running it after an interruption completes
+//! what is missing.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use csv::{Reader, StringRecord};
+use eventbucket::{Bucket, Fault, Ledger, Overflow};
+use flate2::read::MultiGzDecoder;
+
+/// From a row of the file to an event.
+mod departure;
+
+/// The bar, or lines on a pipe.
+mod progress;
+
+use departure::Departures;
+use progress::Progress;
+
+/// How long a collector may be away before departures are given up.
+const OUTAGE_MAX: Duration = Duration::from_secs(60);
+
+/// Capture every departure of a CSV file (columns as in nycflights13) as an event.
+#[derive(Parser)]
+struct Args {
+    /// The collector, e.g. http://127.0.0.1:4000
+    #[arg(long, env = "EVENTBUCKET_URL")]
+    url: String,
+    /// A write key of the project
+    #[arg(long, env = "EVENTBUCKET_KEY", hide_env_values = true)]
+    key: String,
+    /// The file, plain or gzipped
+    #[arg(value_name = "FILE.csv[.gz]")]
+    file: PathBuf,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let started = Instant::now();
+    let refused = Arc::new(AtomicBool::new(false));
+    let bucket = Bucket::builder(&args.url, &args.key)
+        // The file can wait: a full queue holds reading back instead of losing rows.
+        .on_overflow(Overflow::Block(OUTAGE_MAX))
+        .on_error({
+            let refused = Arc::clone(&refused);
+            move |fault| {
+                refused.fetch_or(matches!(fault, Fault::Refused { .. }), Ordering::Relaxed);
+                eprintln!("{fault}");
+            }
+        })
+        .build()?;
+
+    let file = File::open(&args.file).with_context(|| format!("open {}", args.file.display()))?;
+    let progress = Progress::new(file.metadata().context("read the file's size")?.len());
+    let read = capture_all(&bucket, csv_of(&args.file, progress.reading(file)), &progress);
+    deliver(&bucket, &progress, &refused);
+    progress.end();
+
+    let report = bucket.shutdown_blocking(Duration::from_secs(1));
+    print_summary(&report.ledger, started.elapsed());
+    read.with_context(|| {
+        format!("capture {}; run it again to complete what is missing", args.file.display())
+    })?;
+    Ok(if lost(&report.ledger) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn csv_of(path: &Path, file: Box<dyn Read>) -> Reader<Box<dyn Read>> {
+    let gzipped = path.extension().is_some_and(|extension| extension == "gz");
+    Reader::from_reader(if gzipped { Box::new(MultiGzDecoder::new(file)) } else { file })
+}
+
+fn capture_all(bucket: &Bucket, mut csv: Reader<Box<dyn Read>>, progress: &Progress) -> anyhow::Result<()> {
+    let departures = Departures::new(csv.headers().context("read the header row")?)?;
+    let mut row = StringRecord::new();
+    let mut captured = 0;
+    while csv.read_record(&mut row).context("read a row")? {
+        let line = row.position().map_or(0, csv::Position::line);
+        let event = departures.event(&row).with_context(|| format!("line {line}"))?;
+        let began = Instant::now();
+        bucket.capture(event);
+        if began.elapsed() >= OUTAGE_MAX {
+            bail!("line {line}: the collector has taken nothing for {} s", OUTAGE_MAX.as_secs());
+        }
+        captured += 1;
+        progress.captured(captured);
+    }
+    Ok(())
+}
+
+/// Waits until nothing is pending, for as long as something still moves. A refused key moves nothing: people have to mend it.
+fn deliver(bucket: &Bucket, progress: &Progress, refused: &AtomicBool) {
+    let mut pending = bucket.stats().pending;
+    let mut moved = Instant::now();
+    while pending > 0 && !refused.load(Ordering::Relaxed) && moved.elapsed() < OUTAGE_MAX {
+        progress.delivering(pending);
+        let _report = bucket.flush_blocking(progress.pace());
+        let now_pending = bucket.stats().pending;
+        if now_pending < pending {
+            moved = Instant::now();
+        }
+        pending = now_pending;
+    }
+}
+
+/// Events that aren't in the collector's log.
+fn lost(ledger: &Ledger) -> u64 {
+    ledger.rejected + ledger.dropped.total() + ledger.pending + ledger.delivered.quarantined
+}
+
+fn print_summary(ledger: &Ledger, took: Duration) {
+    println!("captured    {:>9}", ledger.captured);
+    println!("stored      {:>9}", ledger.delivered.stored + ledger.delivered.accepted);
+    println!("duplicates  {:>9}", ledger.delivered.duplicate + ledger.withheld.duplicate);
+    println!("rejected    {:>9}", ledger.rejected);
+    println!("lost        {:>9}", lost(ledger) - ledger.rejected);
+    println!("seconds     {:>9.1}", took.as_secs_f64());
+}

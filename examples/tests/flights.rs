@@ -1,0 +1,102 @@
+//! The flights example as a user runs it, twice, against a collector.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+/// Its unit tests run here; an example built as a test would not be there to run.
+#[path = "../flights/departure.rs"]
+mod departure;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use eventbucket_collector::app;
+use eventbucket_collector::config::{Config, Flags};
+use eventbucket_collector::store::{CountsBy, CountsQuery, EventFilter, EventOrder};
+
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/flights-sample.csv");
+
+/// Cargo builds examples beside the tests.
+fn example() -> PathBuf {
+    let this = std::env::current_exe().unwrap();
+    this.parent().unwrap().parent().unwrap().join("examples/flights")
+}
+
+/// Runs the example and returns its summary by line.
+fn flights(url: &str, key: &str) -> BTreeMap<String, String> {
+    let output = Command::new(example()).args(["--url", url, "--key", key, SAMPLE]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(k, v)| (k.to_owned(), v.trim().to_owned()))
+        .collect()
+}
+
+/// What the file itself says: rows by carrier, and rows without a tail number.
+fn sample() -> (BTreeMap<String, u64>, u64) {
+    let mut reader = csv::Reader::from_path(Path::new(SAMPLE)).unwrap();
+    let header = reader.headers().unwrap().clone();
+    let column = |name: &str| header.iter().position(|column| column == name).unwrap();
+    let (carrier, tail) = (column("carrier"), column("tailnum"));
+    let (mut carriers, mut without) = (BTreeMap::new(), 0);
+    for row in reader.records() {
+        let row = row.unwrap();
+        *carriers.entry(row[carrier].to_owned()).or_default() += 1;
+        without += u64::from(&row[tail] == "NA");
+    }
+    (carriers, without)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_run_adds_nothing_and_says_so() {
+    let (carriers, without_tail_number) = sample();
+    let rows: u64 = carriers.values().sum();
+    assert!(rows > 2_000 && without_tail_number > 0);
+
+    let folder = tempfile::tempdir().unwrap();
+    let flags = Flags {
+        data: Some(folder.path().join("data").to_str().unwrap().to_owned()),
+        listen: Some("127.0.0.1:0".to_owned()),
+        ..Flags::default()
+    };
+    let config = Config::load(&flags, []).unwrap();
+    let mut running = app::start(&config).await.unwrap();
+    let (url, made) = (format!("http://{}", running.address()), running.take_first_start().unwrap());
+    let run = || {
+        let (url, key) = (url.clone(), made.write_key.text.clone());
+        tokio::task::spawn_blocking(move || flights(&url, &key))
+    };
+    let first = run().await.unwrap();
+    assert_eq!(
+        (first["captured"].as_str(), first["stored"].as_str()),
+        (&*rows.to_string(), &*rows.to_string())
+    );
+    let second = run().await.unwrap();
+    assert_eq!((second["stored"].as_str(), second["duplicates"].as_str()), ("0", &*rows.to_string()));
+    running.stop().await.unwrap();
+
+    let (store, _reader) = app::beside(&config.data, false).unwrap();
+    let project = made.project.id;
+    let mut stored: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut without_user, mut after) = (0, 0);
+    loop {
+        let order = EventOrder::ByPosition { after };
+        let page = store.events(project, &EventFilter::default(), order, 1_000).await.unwrap();
+        for one in &page.events {
+            let properties: serde_json::Value = serde_json::from_str(one.event.properties.as_json()).unwrap();
+            *stored.entry(properties["carrier"].as_str().unwrap().to_owned()).or_default() += 1;
+            without_user += u64::from(one.event.user.is_none());
+            assert_eq!(one.event.user.as_deref(), properties["tailnum"].as_str());
+        }
+        match page.next {
+            Some(next) => after = next,
+            None => break,
+        }
+    }
+    assert_eq!(stored, carriers);
+    assert_eq!(without_user, without_tail_number);
+    let counts = CountsQuery { name: None, from_hour: None, to_hour: None, by: CountsBy::Total };
+    let counted = store.counts(project, counts).await.unwrap();
+    assert_eq!(counted.iter().map(|row| row.count).sum::<u64>(), rows, "stopping waits for the counts");
+}
