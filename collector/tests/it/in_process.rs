@@ -130,8 +130,12 @@ impl Running {
     /// Waits until the counts contain the whole log.
     pub(crate) async fn counted(&self) {
         let applied = async {
-            while self.store.view_state(self.project).await.unwrap().applied_to < self.head().await {
-                tokio::task::yield_now().await;
+            // The live counters follow the rollup, so whoever sees them caught up finds both.
+            loop {
+                let counts = self.get("/v1/counts").await.json();
+                if counts["applied_to"].as_u64() >= Some(self.head().await) {
+                    return;
+                }
             }
         };
         timeout(DEADLINE, applied).await.unwrap();
