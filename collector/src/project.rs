@@ -44,6 +44,17 @@ pub struct Grant {
     pub browser: bool,
 }
 
+/// What is known of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is valid, and this is what it allows.
+    Valid(Grant),
+    /// It was valid once: a stale key, not a mistyped one.
+    Revoked,
+    /// There never was such a key.
+    Unknown,
+}
+
 /// The SHA-256 of a key: what is stored and looked up. Keys carry 256 random bits, so a slow password hash would add
 /// nothing but a way to exhaust the collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

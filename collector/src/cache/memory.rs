@@ -2,20 +2,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::project::{Grant, KeyHash, ProjectId};
+use crate::project::{KeyHash, ProjectId, Standing};
 use crate::store::{Applied, CountTotals};
 
 use super::{COUNTER_NAMES_MAX, Counters};
 
 /// How long an answer about a key is believed.
-const GRANT_TTL: Duration = Duration::from_secs(1);
+const KEY_TTL: Duration = Duration::from_secs(1);
 
 /// Keys remembered, unknown ones included: 10,000 of about 150 B are 1.5 MB.
-const GRANTS_MAX: u64 = 10_000;
+const KEYS_MAX: u64 = 10_000;
 
 #[derive(Clone)]
 pub(super) struct Memory {
-    grants: moka::sync::Cache<KeyHash, Option<Grant>>,
+    standings: moka::sync::Cache<KeyHash, Standing>,
     counters: Arc<Mutex<HashMap<ProjectId, Live>>>,
 }
 
@@ -27,20 +27,20 @@ struct Live {
 
 impl Memory {
     pub(super) fn new() -> Self {
-        let grants = moka::sync::Cache::builder().max_capacity(GRANTS_MAX).time_to_live(GRANT_TTL).build();
-        Self { grants, counters: Arc::default() }
+        let standings = moka::sync::Cache::builder().max_capacity(KEYS_MAX).time_to_live(KEY_TTL).build();
+        Self { standings, counters: Arc::default() }
     }
 
-    pub(super) fn grant(&self, hash: &KeyHash) -> Option<Option<Grant>> {
-        self.grants.get(hash)
+    pub(super) fn standing(&self, hash: &KeyHash) -> Option<Standing> {
+        self.standings.get(hash)
     }
 
-    pub(super) fn remember(&self, hash: KeyHash, grant: Option<Grant>) {
-        self.grants.insert(hash, grant);
+    pub(super) fn remember(&self, hash: KeyHash, standing: Standing) {
+        self.standings.insert(hash, standing);
     }
 
     pub(super) fn forget_keys(&self) {
-        self.grants.invalidate_all();
+        self.standings.invalidate_all();
     }
 
     /// Held for the time of one range; a panic while adding leaves counters that the next reset mends.

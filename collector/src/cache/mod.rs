@@ -5,7 +5,7 @@ mod memory;
 
 use std::collections::BTreeMap;
 
-use crate::project::{Grant, KeyHash, ProjectId};
+use crate::project::{KeyHash, ProjectId, Standing};
 use crate::store::{Applied, CountTotals};
 
 /// Names a project may have before its live counters are no longer kept: 100,000 names of 100 B are 10 MB. Counts then
@@ -39,18 +39,18 @@ impl Cache {
         Self(Backend::Memory(memory::Memory::new()))
     }
 
-    /// Recalls what a key may do: `None` when it isn't known here, `Some(None)` when there is no such key. Entries live for
-    /// one second, so that a revoked key stops working within one.
-    pub async fn grant(&self, hash: &KeyHash) -> Option<Option<Grant>> {
+    /// Recalls what the store said of a key, unknown ones included: a flood of wrong keys asks it no more than once a second.
+    /// Entries live for one second, so that a revoked key stops working within one.
+    pub async fn standing(&self, hash: &KeyHash) -> Option<Standing> {
         match &self.0 {
-            Backend::Memory(memory) => memory.grant(hash),
+            Backend::Memory(memory) => memory.standing(hash),
         }
     }
 
     /// Remembers what the store said of a key.
-    pub async fn remember(&self, hash: KeyHash, grant: Option<Grant>) {
+    pub async fn remember(&self, hash: KeyHash, standing: Standing) {
         match &self.0 {
-            Backend::Memory(memory) => memory.remember(hash, grant),
+            Backend::Memory(memory) => memory.remember(hash, standing),
         }
     }
 

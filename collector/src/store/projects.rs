@@ -1,4 +1,4 @@
-use crate::project::{AccountId, Grant, KeyHash, KeyKind, NewKey, Project, ProjectId};
+use crate::project::{AccountId, KeyHash, KeyKind, NewKey, Project, ProjectId, Standing};
 
 use super::{Backend, Error, Store};
 
@@ -86,23 +86,13 @@ impl Store {
         }
     }
 
-    /// Finds what the holder of a key may do; `None` for unknown and for revoked keys.
+    /// Finds what a key is worth.
     ///
     /// # Errors
     /// When the store can't be read.
-    pub async fn find_key(&self, hash: &KeyHash) -> Result<Option<Grant>, Error> {
+    pub async fn find_key(&self, hash: &KeyHash) -> Result<Standing, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.find_key(*hash).await,
-        }
-    }
-
-    /// Says whether a key was valid once and has been revoked: tells a stale key from a mistyped one.
-    ///
-    /// # Errors
-    /// When the store can't be read.
-    pub async fn is_revoked(&self, hash: &KeyHash) -> Result<bool, Error> {
-        match &self.0 {
-            Backend::Sqlite(sqlite) => sqlite.is_revoked(*hash).await,
         }
     }
 }

@@ -66,21 +66,29 @@ fn collect(first: Hint, ranges: &mut RangeReceiver) -> Waiting {
 }
 
 async fn follow(waiting: &Waiting, store: &Store, cache: &Cache) -> Result<(), Error> {
+    let mut outcome = Ok(());
     for (project, through) in &waiting.through {
-        apply(*project, *through, store, cache).await?;
+        // One project that fails holds up no other.
+        outcome = outcome.and(apply(*project, *through, store, cache).await);
     }
-    if waiting.missed { look_at_heads(store, cache).await } else { Ok(()) }
+    if waiting.missed { outcome.and(look_at_heads(store, cache).await) } else { outcome }
 }
 
 async fn look_at_heads(store: &Store, cache: &Cache) -> Result<(), Error> {
-    for ViewProgress { project, state, head } in store.view_progress().await? {
-        let counted = cache.counters_state(project).await;
-        if counted != Some((state.generation, state.applied_to)) {
-            reset(project, store, cache).await?;
-        }
-        apply(project, head, store, cache).await?;
+    let mut outcome = Ok(());
+    for progress in store.view_progress().await? {
+        outcome = outcome.and(catch_up(&progress, store, cache).await);
     }
-    Ok(())
+    outcome
+}
+
+async fn catch_up(progress: &ViewProgress, store: &Store, cache: &Cache) -> Result<(), Error> {
+    let ViewProgress { project, state, head } = *progress;
+    let counted = cache.counters_state(project).await;
+    if counted != Some((state.generation, state.applied_to)) {
+        reset(project, store, cache).await?;
+    }
+    apply(project, head, store, cache).await
 }
 
 /// Applies the log up to a position, step by step, and moves the live counters by exactly what each step added.

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 
-use eventbucket_collector::project::{KeyKind, ProjectId};
+use eventbucket_collector::project::{Grant, KeyHash, KeyKind, ProjectId, Standing};
 use eventbucket_collector::query::audit::audit;
 use eventbucket_collector::store::{
     CountRow, CountsBy, CountsQuery, Error, EventFilter, EventOrder, Ledger, Store, ViewState,
@@ -236,6 +236,13 @@ async fn filters_find_what_a_scan_finds(store: Store) {
     }
 }
 
+async fn valid(store: &Store, key: &KeyHash) -> Grant {
+    match store.find_key(key).await.unwrap() {
+        Standing::Valid(grant) => grant,
+        other => panic!("the key is {other:?}"),
+    }
+}
+
 async fn keys_open_their_project(store: Store) {
     assert!(store.is_empty().await.unwrap());
     let account = store.create_account("ada@example.com", "team").await.unwrap();
@@ -248,19 +255,18 @@ async fn keys_open_their_project(store: Store) {
     let id = shop.project.id;
     assert_eq!(store.project_named("shop").await.unwrap(), Some(shop.project.clone()));
     let old = shop.write_key.hash();
-    let grant = store.find_key(&old).await.unwrap().unwrap();
+    let grant = valid(&store, &old).await;
     assert_eq!(
         (grant.account, grant.project, grant.kind, grant.browser),
         (account, id, KeyKind::Write, false)
     );
     store.set_browser(id, true).await.unwrap();
-    assert!(store.find_key(&old).await.unwrap().unwrap().browser);
+    assert!(valid(&store, &old).await.browser);
     let new = store.rotate_key(id, KeyKind::Write, false).await.unwrap();
-    assert!(store.find_key(&old).await.unwrap().is_none());
-    assert!(store.is_revoked(&old).await.unwrap());
-    assert!(!store.is_revoked(&new.hash()).await.unwrap());
-    assert_eq!(store.find_key(&new.hash()).await.unwrap().unwrap().kind, KeyKind::Write);
-    let secret = store.find_key(&shop.secret_key.hash()).await.unwrap().unwrap();
+    assert_eq!(store.find_key(&old).await.unwrap(), Standing::Revoked);
+    assert_eq!(store.find_key(&KeyHash::of("eb_write_never")).await.unwrap(), Standing::Unknown);
+    assert_eq!(valid(&store, &new.hash()).await.kind, KeyKind::Write);
+    let secret = valid(&store, &shop.secret_key.hash()).await;
     assert_eq!((secret.kind, secret.browser), (KeyKind::Secret, false), "the other kind is untouched");
     assert!(matches!(
         store.rotate_key(ProjectId(9), KeyKind::Write, false).await,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use eventbucket_collector::bus::message::{StoredRange, ValidBatch};
 use eventbucket_collector::bus::{self, Bus, Limits};
 use eventbucket_collector::cache::Cache;
-use eventbucket_collector::project::{Grant, ProjectId};
+use eventbucket_collector::project::{ProjectId, Standing};
 use eventbucket_collector::query::audit::audit;
 use eventbucket_collector::store::Store;
 use eventbucket_collector::workers::{insight, storage};
@@ -250,16 +250,16 @@ async fn a_revoked_key_is_forgotten_within_a_second() {
     let key =
         store.rotate_key(shop, eventbucket_collector::project::KeyKind::Write, false).await.unwrap().hash();
     let cache = Cache::memory();
-    assert_eq!(cache.grant(&key).await, None);
-    let grant: Option<Grant> = store.find_key(&key).await.unwrap();
-    cache.remember(key, grant).await;
-    assert_eq!(cache.grant(&key).await, Some(grant));
+    assert_eq!(cache.standing(&key).await, None);
+    let standing: Standing = store.find_key(&key).await.unwrap();
+    cache.remember(key, standing).await;
+    assert_eq!(cache.standing(&key).await, Some(standing));
     let since = std::time::Instant::now();
-    eventually("forgetting", async || cache.grant(&key).await.is_none()).await;
+    eventually("forgetting", async || cache.standing(&key).await.is_none()).await;
     assert!(since.elapsed() < Duration::from_millis(1500), "{:?}", since.elapsed());
-    cache.remember(key, grant).await;
+    cache.remember(key, standing).await;
     cache.forget_keys().await;
-    assert_eq!(cache.grant(&key).await, None);
+    assert_eq!(cache.standing(&key).await, None);
 }
 
 /// 60,000 events are more than one transaction of the counts takes.

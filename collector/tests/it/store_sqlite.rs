@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::mpsc;
 
-use eventbucket_collector::project::KeyKind;
+use eventbucket_collector::project::{KeyKind, Standing};
 use eventbucket_collector::query::audit::audit;
 use eventbucket_collector::store::{Access, Error, SqliteOptions, Store, ViewState};
 use eventbucket_protocol::{Event, EventId, Verdict};
@@ -113,7 +113,9 @@ async fn the_command_line_works_beside_a_collector() {
     let managing = Store::sqlite_beside(&folder.file(), Access::ReadWrite).unwrap();
     let blog = project(&managing, "blog").await;
     // The serving process sees the new key and appends to the new project without reopening.
-    let grant = store.find_key(&blog.write_key.hash()).await.unwrap().unwrap();
+    let Standing::Valid(grant) = store.find_key(&blog.write_key.hash()).await.unwrap() else {
+        panic!("a new key is valid")
+    };
     store.append(vec![batch(grant.project, events("x", 2)), batch(shop, events("y", 2))]).await.unwrap();
     assert_eq!(looking.head(shop).await.unwrap(), 7);
     managing.rebuild_counts(shop, |_, _| {}).await.unwrap();

@@ -26,9 +26,11 @@ impl Sqlite {
         counters: CountersToCheck,
         progress: impl Fn(u64, u64) + Send + 'static,
     ) -> Result<AuditFigures, Error> {
-        let _alone = self.0.auditing.lock().await;
+        // The scan goes on when whoever asked has gone, and keeps its turn until it ends.
+        let alone = Arc::clone(&self.0.auditing).lock_owned().await;
         let shared = Arc::clone(&self.0);
         let audit = move || {
+            let _alone = alone;
             let connection = open::reader(&shared.options)?;
             connection.execute_batch(TEMPORARY)?;
             // One snapshot for everything; a collector may go on writing beside it.

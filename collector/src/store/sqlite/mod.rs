@@ -95,7 +95,7 @@ struct Shared {
     readers: Readers,
     epoch: Uuid,
     /// An audit reads everything and fills temporary tables: one at a time.
-    auditing: tokio::sync::Mutex<()>,
+    auditing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Sqlite {
@@ -114,13 +114,7 @@ impl Sqlite {
         let epoch = open::epoch(&open::reader(&options)?)?;
         let writer = connection.map(|connection| Writer::start(connection, options.clone())).transpose()?;
         let readers = Readers::new(options.clone());
-        Ok(Self(Arc::new(Shared {
-            options,
-            writer,
-            readers,
-            epoch,
-            auditing: tokio::sync::Mutex::default(),
-        })))
+        Ok(Self(Arc::new(Shared { options, writer, readers, epoch, auditing: Arc::default() })))
     }
 
     /// Runs a job in the next transaction and returns when it is on disk.

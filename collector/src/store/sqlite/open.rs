@@ -24,6 +24,9 @@ const SCHEMA: u32 = MIGRATIONS.len() as u32;
 /// How long a write waits for a short one of the command line.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long folding waits for readers before the writer answers those who wait and tries again later.
+const FOLD_TIMEOUT: Duration = Duration::from_millis(250);
+
 /// Pages the write connection keeps: 16 MiB, the upper levels of the id index of 50 million events.
 const WRITER_CACHE_KIB: i64 = 16 * 1024;
 
@@ -79,9 +82,22 @@ pub(super) fn existing(options: &SqliteOptions, access: Access) -> Result<Connec
 /// Opens the file again after a failure. What the failed writer left in the write-ahead log was perhaps never synced,
 /// although the page cache still shows it; folding it into the file writes and syncs all of it once more, so that nothing
 /// new is built on pages a power cut would take.
-pub(super) fn again(options: &SqliteOptions) -> Result<Connection, Error> {
+///
+/// Folding has to wait for readers. After a full disk, where no sync failed (`synced`), it may be left out.
+pub(super) fn again(options: &SqliteOptions, synced: bool) -> Result<Connection, Error> {
     let connection = existing(options, Access::ReadWrite)?;
-    fold(&connection)?;
+    connection.busy_timeout(FOLD_TIMEOUT)?;
+    match fold(&connection) {
+        Ok(()) => {}
+        Err(Error::Busy) if synced => {}
+        Err(Error::Busy) => {
+            return Err(Error::unavailable(
+                "a long read, such as an audit, is in the way; it goes on after it",
+            ));
+        }
+        Err(error) => return Err(error),
+    }
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)
 }
 

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::counts::COUNTS;
 use super::job::{Job, Turn};
 use super::{PROJECT_MAX, Sqlite, uint};
-use crate::project::{AccountId, Grant, KeyHash, KeyKind, NewKey, Project, ProjectId};
+use crate::project::{AccountId, Grant, KeyHash, KeyKind, NewKey, Project, ProjectId, Standing};
 use crate::store::{Error, NewProject};
 
 /// The name of a project or a team, in characters: what fits on a line of a page.
@@ -88,17 +88,8 @@ impl Sqlite {
         self.write(Job::Other, set).await
     }
 
-    pub(in crate::store) async fn find_key(&self, hash: KeyHash) -> Result<Option<Grant>, Error> {
+    pub(in crate::store) async fn find_key(&self, hash: KeyHash) -> Result<Standing, Error> {
         self.read(move |connection| find_key(connection, hash)).await
-    }
-
-    pub(in crate::store) async fn is_revoked(&self, hash: KeyHash) -> Result<bool, Error> {
-        let find = move |connection: &Connection| {
-            let sql = "SELECT count(*) FROM api_key WHERE hash = ?1 AND revoked_ms IS NOT NULL";
-            let mut select = connection.prepare_cached(sql)?;
-            Ok(select.query_row([hash.0], |row| row.get::<_, i64>(0))? > 0)
-        };
-        self.read(find).await
     }
 }
 
@@ -189,19 +180,22 @@ fn projects(connection: &Connection, account: Option<AccountId>) -> Result<Vec<P
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-fn find_key(connection: &Connection, hash: KeyHash) -> Result<Option<Grant>, Error> {
+fn find_key(connection: &Connection, hash: KeyHash) -> Result<Standing, Error> {
     let mut select = connection.prepare_cached(
-        "SELECT account, project, kind, browser FROM api_key JOIN project ON project.id = api_key.project
-         WHERE hash = ?1 AND revoked_ms IS NULL",
+        "SELECT account, project, kind, browser, revoked_ms IS NOT NULL FROM api_key
+         JOIN project ON project.id = api_key.project WHERE hash = ?1",
     )?;
-    let grant = select.query_row([hash.0], |row| {
+    let found = select.query_row([hash.0], |row| {
+        if row.get(4)? {
+            return Ok(Standing::Revoked);
+        }
         let secret = row.get::<_, String>(2)? == "secret";
-        Ok(Grant {
+        Ok(Standing::Valid(Grant {
             account: AccountId(row.get(0)?),
             project: ProjectId(row.get(1)?),
             kind: if secret { KeyKind::Secret } else { KeyKind::Write },
             browser: row.get(3)?,
-        })
+        }))
     });
-    Ok(grant.optional()?)
+    Ok(found.optional()?.unwrap_or(Standing::Unknown))
 }

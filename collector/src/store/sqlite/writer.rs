@@ -44,6 +44,7 @@ impl Writer {
             heads: HashMap::new(),
             options,
             failures: 0,
+            synced: true,
             reopen_at: Instant::now(),
             fault: Arc::clone(&fault),
         };
@@ -94,6 +95,8 @@ struct WriterThread {
     options: SqliteOptions,
     /// Failures since the last commit.
     failures: u32,
+    /// No sync can have failed since the file was last opened: nothing that failed was more than a full disk.
+    synced: bool,
     reopen_at: Instant,
     fault: Arc<Mutex<Option<Error>>>,
 }
@@ -171,6 +174,7 @@ impl WriterThread {
     /// After a failure nothing is known of what the connection and the heads hold: both are thrown away.
     fn poison(&mut self, error: &Error) {
         self.connection = None;
+        self.synced &= matches!(error, Error::DiskFull);
         self.heads.clear();
         self.failures = self.failures.saturating_add(1);
         let (shortest, longest) = REOPEN_PAUSE;
@@ -186,9 +190,10 @@ impl WriterThread {
     }
 
     fn reopen(&mut self) {
-        match open::again(&self.options) {
+        match open::again(&self.options, self.synced) {
             Ok(connection) => {
                 self.connection = Some(connection);
+                self.synced = true;
                 self.set_fault(None);
                 tracing::info!("the database is open again");
             }

@@ -8,6 +8,8 @@ use eventbucket_collector::query::audit::audit;
 use eventbucket_collector::store::{DATABASE_FILE, Error, SqliteOptions, Store, Synchronous};
 use eventbucket_protocol::{BatchId, Event, EventId, Properties, Timestamp, Verdict};
 
+use rusqlite::{Connection, OpenFlags};
+
 use super::disk::{Disk, Fault};
 use crate::random::{Random, rounds};
 
@@ -228,4 +230,39 @@ async fn a_disk_that_fails_and_heals_costs_no_confirmed_event_even_if_the_power_
         let missing = missing_after(after.path(), project, &confirmed).await;
         assert!(missing.is_empty(), "seed {seed}, {fault:?}: {missing:?} are gone");
     }
+}
+
+/// Somebody who looks into the file and takes a long time over it.
+fn long_read(machine: &Machine) -> Connection {
+    let file = machine.folder.path().join(DATABASE_FILE);
+    let reader =
+        Connection::open_with_flags_and_vfs(file, OpenFlags::SQLITE_OPEN_READ_ONLY, machine.disk.name())
+            .unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM event").unwrap();
+    reader
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_read_does_not_keep_the_store_closed_after_a_full_disk() {
+    let machine = Machine::start(Synchronous::Full).await;
+    append_when_healed(&machine, 1).await;
+    let reader = long_read(&machine);
+    machine.disk.fail(Fault::NoSpace, 1);
+    let failed = machine.store.append(vec![batch(machine.project, [2])]).await;
+    assert!(matches!(failed, Err(Error::DiskFull)), "{failed:?}");
+    append_when_healed(&machine, 3).await;
+    drop(reader);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failed_sync_the_store_waits_for_a_long_read_and_says_so() {
+    let machine = Machine::start(Synchronous::Full).await;
+    append_when_healed(&machine, 1).await;
+    let reader = long_read(&machine);
+    machine.disk.fail(Fault::SyncError, 1);
+    assert!(machine.store.append(vec![batch(machine.project, [2])]).await.is_err());
+    let refused = machine.store.append(vec![batch(machine.project, [3])]).await.unwrap_err().to_string();
+    assert!(refused.contains("a long read"), "{refused}");
+    drop(reader);
+    append_when_healed(&machine, 3).await;
 }
