@@ -16,16 +16,20 @@ impl<K: Clone + Eq + Hash> Window<K> {
         Self { known: HashMap::new(), order: VecDeque::new(), keys_max }
     }
 
-    /// Says whether the key is new, and remembers it for `ttl_ms` from now. A key that is known is not prolonged.
-    pub(crate) fn is_first(&mut self, key: K, now_ms: u64, ttl_ms: u64) -> bool {
-        if self.known.get(&key).is_some_and(|&until_ms| now_ms < until_ms) {
-            return false;
+    /// Says whether the key is remembered.
+    pub(crate) fn knows(&self, key: &K, now_ms: u64) -> bool {
+        self.known.get(key).is_some_and(|&until_ms| now_ms < until_ms)
+    }
+
+    /// Remembers a key for `ttl_ms` from now. One that is known is not prolonged.
+    pub(crate) fn remember(&mut self, key: K, now_ms: u64, ttl_ms: u64) {
+        if self.knows(&key, now_ms) {
+            return;
         }
         let until_ms = now_ms.saturating_add(ttl_ms);
         self.known.insert(key.clone(), until_ms);
         self.order.push_back((key, until_ms));
         self.forget(now_ms);
-        true
     }
 
     /// Keys may expire behind an older one that lives longer; they go when it does, or when the window is full.
@@ -46,6 +50,14 @@ impl<K: Clone + Eq + Hash> Window<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl<K: Clone + Eq + Hash> Window<K> {
+        fn is_first(&mut self, key: K, now_ms: u64, ttl_ms: u64) -> bool {
+            let first = !self.knows(&key, now_ms);
+            self.remember(key, now_ms, ttl_ms);
+            first
+        }
+    }
 
     #[test]
     fn a_key_counts_once_until_it_expires() {

@@ -19,8 +19,8 @@ use crate::ledger::Tally;
 use crate::retry::{self, Decision};
 use crate::transport::{Answer, Attempt, SendError, Transport};
 
-/// One attempt as a whole: 4 MiB at 1 Mbit/s take 34 s, so a batch of the default size passes the slowest links.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// One attempt as a whole: the largest body, 4 MiB, takes 34 s at 1 Mbit/s, and the answer may take as long again.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Outcome = Result<Answer, SendError>;
 type Finished = Result<(Id, Outcome), JoinError>;

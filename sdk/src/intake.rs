@@ -45,19 +45,27 @@ impl Intake {
             withheld.sampled += 1;
             return Err(CaptureError::Withheld);
         }
-        if explicit_id && !self.ids.is_first(id.uuid(), now_ms, ms(self.settings.dedup_ttl)) {
+        let explicit_id = explicit_id.then(|| id.uuid());
+        if explicit_id.is_some_and(|id| self.ids.knows(&id, now_ms)) {
             withheld.duplicate += 1;
             return Err(CaptureError::Withheld);
         }
-        if let Some(once) = event.rare.as_mut().and_then(|rare| rare.once.take())
-            && !self.once.is_first(once.key, now_ms, ms(once.ttl))
-        {
+        let once = event.rare.as_mut().and_then(|rare| rare.once.take());
+        if once.as_ref().is_some_and(|once| self.once.knows(&once.key, now_ms)) {
             withheld.once += 1;
             return Err(CaptureError::Withheld);
         }
         event.props.merge_missing(&self.settings.context);
         let event = self.ask_hook(event, tally)?;
-        encode(event, id, time, captured_ms, tally)
+        let encoded = encode(event, id, time, captured_ms, tally)?;
+        // Only now: an event that was refused may be mended and captured again under its id.
+        if let Some(id) = explicit_id {
+            self.ids.remember(id, now_ms, ms(self.settings.dedup_ttl));
+        }
+        if let Some(once) = once {
+            self.once.remember(once.key, now_ms, ms(once.ttl));
+        }
+        Ok(encoded)
     }
 
     fn ask_hook(&self, event: Event, tally: &mut Tally) -> Result<Event, CaptureError> {

@@ -60,11 +60,23 @@ pub(crate) fn decide(outcome: &Result<Answer, SendError>, sent: usize) -> Decisi
         },
         408 | 425 | 429 | 500..=599 => Decision::Retry { wait_min, message: words(answer) },
         413 if sent == 1 => Decision::TooLarge(words(answer)),
-        400 | 422 if sent == 1 => Decision::Rejected(Reason::new(Code::Unknown, words(answer))),
-        400 | 413 | 422 => Decision::Split,
+        413 => Decision::Split,
+        400 | 422 => refused(answer, wait_min, sent),
         // 401 and 403 refuse the key. Redirects, 404, 405 and their like come from a wrong URL or a proxy and say
         // nothing about the events, so nothing is thrown away over them.
         status => Decision::Pause { status, message: words(answer) },
+    }
+}
+
+/// A refusal says something about the events only when a collector says so: a proxy or a wrong server answers 400 to anything,
+/// and nothing is thrown away over that.
+fn refused(answer: &Answer, wait_min: Duration, sent: usize) -> Decision {
+    let code = serde_json::from_slice::<Problem>(&answer.body).map(|problem| problem.code);
+    match code.as_deref() {
+        Ok("malformed_body") if sent == 1 => Decision::Rejected(Reason::new(Code::Unknown, words(answer))),
+        Ok("malformed_body") => Decision::Split,
+        Ok("truncated_body") => Decision::Retry { wait_min, message: words(answer) },
+        _ => Decision::Pause { status: answer.status, message: words(answer) },
     }
 }
 
@@ -136,6 +148,12 @@ mod tests {
         Ok(Answer::new(200).with_body(json))
     }
 
+    fn problem(status: u16, code: &str) -> Result<Answer, SendError> {
+        let problem =
+            Problem { status, code: code.to_owned(), title: "t".to_owned(), detail: "d".to_owned() };
+        Ok(Answer::new(status).with_body(serde_json::to_vec(&problem).unwrap()))
+    }
+
     fn is_retry(decision: &Decision) -> bool {
         matches!(decision, Decision::Retry { .. })
     }
@@ -146,18 +164,27 @@ mod tests {
             assert!(is_retry(&decide(&answer(status), 3)), "{status}");
         }
         assert!(is_retry(&decide(&Err(SendError::Timeout), 3)));
-        for status in [101, 301, 401, 403, 404, 405, 415] {
+        for status in [101, 301, 400, 401, 403, 404, 405, 415, 422] {
             assert!(matches!(decide(&answer(status), 1), Decision::Pause { .. }), "{status}");
         }
     }
 
     #[test]
     fn refused_batches_are_halved_down_to_the_culprit() {
-        for status in [400, 413, 422] {
-            assert_eq!(decide(&answer(status), 2), Decision::Split);
-        }
+        assert_eq!(decide(&answer(413), 2), Decision::Split);
+        assert_eq!(decide(&problem(400, "malformed_body"), 2), Decision::Split);
         assert!(matches!(decide(&answer(413), 1), Decision::TooLarge(_)));
-        assert!(matches!(decide(&answer(400), 1), Decision::Rejected(_)));
+        assert!(matches!(decide(&problem(400, "malformed_body"), 1), Decision::Rejected(_)));
+    }
+
+    #[test]
+    fn a_refusal_that_is_not_about_the_events_costs_none() {
+        let plain =
+            Ok(Answer::new(400).with_body("<html>The plain HTTP request was sent to HTTPS port</html>"));
+        for refusal in [plain, problem(400, "invalid_header"), problem(400, "unsupported_encoding")] {
+            assert!(matches!(decide(&refusal, 1), Decision::Pause { status: 400, .. }), "{refusal:?}");
+        }
+        assert!(is_retry(&decide(&problem(400, "truncated_body"), 1)));
     }
 
     #[test]

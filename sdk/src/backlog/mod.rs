@@ -178,10 +178,11 @@ impl Backlog {
             home: OpenHome::Memory(events),
             events: count,
             first_captured_ms,
+            opened_ms,
             ..
         }) = self.open.take()
         {
-            self.push_waiting(order, id, count, first_captured_ms, Home::Memory(events));
+            self.push_waiting(order, id, count, first_captured_ms, Some(opened_ms), Home::Memory(events));
         }
         self.bring_to_disk(tally);
     }
@@ -195,7 +196,15 @@ impl Backlog {
         if let Some(open) = self.open.take()
             && open.events > 0
         {
-            self.push_waiting(open.order, open.id, open.events, open.first_captured_ms, Home::Spool(key));
+            let (first_captured_ms, begun_ms) = (open.first_captured_ms, Some(open.opened_ms));
+            self.push_waiting(
+                open.order,
+                open.id,
+                open.events,
+                first_captured_ms,
+                begun_ms,
+                Home::Spool(key),
+            );
         }
     }
 
@@ -209,7 +218,16 @@ impl Backlog {
         None
     }
 
-    fn push_waiting(&mut self, order: u64, id: BatchId, events: usize, first_captured_ms: i64, home: Home) {
+    /// `begun_ms` is `None` for what an earlier process captured.
+    fn push_waiting(
+        &mut self,
+        order: u64,
+        id: BatchId,
+        events: usize,
+        first_captured_ms: i64,
+        begun_ms: Option<u64>,
+        home: Home,
+    ) {
         let number = self.take_number();
         self.waiting.insert(Waiting {
             number,
@@ -218,7 +236,9 @@ impl Backlog {
             events,
             first_captured_ms,
             not_before_ms: 0,
+            begun_ms,
             deferrals: 0,
+            failures: 0,
             in_flight: false,
             memory_bytes: home.memory_bytes(),
             home,
@@ -296,6 +316,7 @@ impl Backlog {
                 batch.id,
                 batch.events,
                 batch.first_captured_ms,
+                None,
                 Home::Spool(batch.key),
             );
         }

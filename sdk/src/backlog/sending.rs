@@ -5,7 +5,6 @@ use super::waiting::{Home, Part, Waiting};
 use crate::config::Overflow;
 use crate::encoded::EncodedEvent;
 use crate::ledger::Tally;
-use crate::retry::AGE_MAX_MS;
 
 /// How batches leave: sent, answered, split, given up.
 impl Backlog {
@@ -16,7 +15,7 @@ impl Backlog {
             let readable = self.disk.spool().is_some();
             let waiting = self.waiting.ready(self.now_ms(), readable)?;
             let number = waiting.number;
-            if wall_ms.saturating_sub(waiting.first_captured_ms) <= AGE_MAX_MS {
+            if !waiting.is_too_old(wall_ms, self.now_ms()) {
                 return Some(number);
             }
             let events = self.remove(number, tally);
@@ -43,10 +42,11 @@ impl Backlog {
         Some((waiting.id, events))
     }
 
-    /// Lets a batch be sent again as it is.
+    /// Lets a batch be sent again as it is, after an attempt that came to nothing.
     pub(crate) fn release(&mut self, number: u64) {
         if let Some(waiting) = self.waiting.get_mut(number) {
             waiting.in_flight = false;
+            waiting.failures += 1;
         }
     }
 
@@ -112,7 +112,9 @@ impl Backlog {
                 events: indexes.len(),
                 first_captured_ms: old.first_captured_ms,
                 not_before_ms: wait.map_or(0, |wait_ms| now_ms.saturating_add(wait_ms)),
+                begun_ms: old.begun_ms,
                 deferrals: old.deferrals + u32::from(wait.is_some()),
+                failures: 0,
                 in_flight: false,
                 memory_bytes: home.memory_bytes(),
                 home,

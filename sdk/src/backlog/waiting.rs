@@ -3,10 +3,17 @@ use std::collections::VecDeque;
 use eventbucket_protocol::BatchId;
 
 use crate::encoded::EncodedEvent;
+use crate::retry::AGE_MAX_MS;
 use crate::spool::BatchKey;
 
 /// What an event takes in memory beside its bytes: its handle, and the counts before the shared bytes.
 const EVENT_OVERHEAD_BYTES: usize = size_of::<EncodedEvent>() + 16;
+
+/// Attempts before the next batch gets its turn: one lost answer doesn't change the order.
+const FAILURES_A_TURN: u32 = 2;
+
+/// 2020-01-01T00:00:00Z: a clock that says less was never set.
+const CLOCK_SET_MS: i64 = 1_577_836_800_000;
 
 /// A closed batch that waits for its verdicts.
 pub(crate) struct Waiting {
@@ -19,8 +26,12 @@ pub(crate) struct Waiting {
     pub(crate) first_captured_ms: i64,
     /// Not to be sent before this monotonic time.
     pub(crate) not_before_ms: u64,
+    /// When it was begun by the monotonic clock; `None` for what an earlier process captured.
+    pub(crate) begun_ms: Option<u64>,
     /// How often the collector put off all of it or a part.
     pub(crate) deferrals: u32,
+    /// How many attempts came to nothing.
+    pub(crate) failures: u32,
     pub(crate) in_flight: bool,
     pub(crate) home: Home,
     /// What it takes in memory.
@@ -63,9 +74,11 @@ impl WaitingList {
         self.list.remove(at)
     }
 
-    /// The oldest batch that may be sent; those in the spool only while it can be read.
+    /// The batch that is to be sent next; those in the spool only while it can be read. The oldest goes first, but after two
+    /// failures it lets the others go ahead: one batch that a collector chokes on must not hold up the rest.
     pub(crate) fn ready(&self, now_ms: u64, readable: bool) -> Option<&Waiting> {
-        self.list.iter().find(|waiting| waiting.is_ready(now_ms, readable))
+        let ready = self.list.iter().filter(|waiting| waiting.is_ready(now_ms, readable));
+        ready.min_by_key(|waiting| waiting.failures / FAILURES_A_TURN)
     }
 
     /// When the next batch becomes ready that isn't now.
@@ -111,6 +124,18 @@ impl Waiting {
         matches!(self.home, Home::Spool(_))
     }
 
+    /// Says whether it is too old to be sent. The wall clock may jump, as on a board that learns the time after its start: what
+    /// this process captured is no older than the monotonic clock says, and nothing is known of the age of what an earlier
+    /// process captured before its clock was set.
+    pub(crate) fn is_too_old(&self, wall_ms: i64, now_ms: u64) -> bool {
+        let by_wall = wall_ms.saturating_sub(self.first_captured_ms) > AGE_MAX_MS;
+        let certain = match self.begun_ms {
+            Some(begun_ms) => now_ms.saturating_sub(begun_ms) > AGE_MAX_MS.unsigned_abs(),
+            None => self.first_captured_ms >= CLOCK_SET_MS,
+        };
+        by_wall && certain
+    }
+
     fn is_ready(&self, now_ms: u64, readable: bool) -> bool {
         !self.in_flight && self.not_before_ms <= now_ms && (readable || !self.is_spooled())
     }
@@ -128,4 +153,56 @@ impl Home {
 /// What encoded events take in memory.
 pub(crate) const fn memory_bytes(events: usize, bytes: usize) -> usize {
     bytes + events * EVENT_OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
+    const NOW_MS: i64 = 1_790_000_000_000;
+
+    fn waiting(number: u64, first_captured_ms: i64, begun_ms: Option<u64>) -> Waiting {
+        Waiting {
+            number,
+            order: number,
+            id: BatchId::from_text("b"),
+            events: 1,
+            first_captured_ms,
+            not_before_ms: 0,
+            begun_ms,
+            deferrals: 0,
+            failures: 0,
+            in_flight: false,
+            home: Home::Memory(Vec::new()),
+            memory_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn a_clock_that_jumps_gives_nothing_up() {
+        let week_ms = AGE_MAX_MS.unsigned_abs();
+        let booted_in_1970 = waiting(1, 5_000, Some(5_000));
+        assert!(!booted_in_1970.is_too_old(NOW_MS, 60_000), "captured a minute ago, whatever the clock said");
+        assert!(booted_in_1970.is_too_old(NOW_MS, 6_000 + week_ms));
+        assert!(
+            !waiting(2, 5_000, None).is_too_old(NOW_MS, 0),
+            "by an earlier process whose clock was not set"
+        );
+        assert!(waiting(3, NOW_MS - 8 * DAY_MS, None).is_too_old(NOW_MS, 0));
+        assert!(!waiting(4, NOW_MS - 6 * DAY_MS, None).is_too_old(NOW_MS, 0));
+    }
+
+    #[test]
+    fn a_batch_that_fails_lets_the_others_go_ahead_and_comes_back() {
+        let mut list = WaitingList::default();
+        (1..=3).for_each(|number| list.insert(waiting(number, NOW_MS, None)));
+        let mut tried = Vec::new();
+        for _ in 0..8 {
+            let next = list.ready(0, true).unwrap().number;
+            tried.push(next);
+            list.get_mut(next).unwrap().failures += 1;
+        }
+        assert_eq!(tried, [1, 1, 2, 2, 3, 3, 1, 1]);
+    }
 }

@@ -34,6 +34,8 @@ const SLICE_EVENTS: usize = 1_000;
 /// After the worker panicked: doubled each time in a row, so that a fault that comes back at once can't spin.
 const RESTART_MIN: Duration = Duration::from_millis(10);
 const RESTART_DOUBLINGS_MAX: u32 = 10;
+/// Work without a panic after which the next one counts as the first: six times the longest pause.
+const RESTART_FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// The name of the worker's thread.
 pub(crate) const THREAD_NAME: &str = "eventbucket";
@@ -82,12 +84,17 @@ fn runtime() -> io::Result<Runtime> {
 /// Runs the worker until it was shut down. A panic is contained: its state outlives it, and work goes on.
 fn run(runtime: &Runtime, worker: &mut Worker) {
     let mut panics = 0;
+    let mut resumed = Instant::now();
     while let Err(panic) = catch_unwind(AssertUnwindSafe(|| runtime.block_on(worker.work()))) {
         let _runtime = runtime.enter();
         worker.recover(panic_message(&*panic));
+        if resumed.elapsed() > RESTART_FORGOTTEN {
+            panics = 0;
+        }
         let pause = RESTART_MIN * 2_u32.pow(panics.min(RESTART_DOUBLINGS_MAX));
         panics += 1;
         runtime.block_on(tokio::time::sleep(pause));
+        resumed = Instant::now();
     }
 }
 

@@ -70,6 +70,17 @@ fn an_explicit_id_captured_twice_is_sent_once_within_the_window() {
 }
 
 #[test]
+fn an_id_whose_event_was_refused_may_be_captured_again() {
+    let (bucket, sink) = bucket(|builder| builder.dedup_window(100, Duration::from_secs(60)));
+    bucket.capture(Event::new("").id("order-1").once("first order", Duration::from_secs(60)));
+    bucket.capture(Event::new("paid").id("order-1").once("first order", Duration::from_secs(60)));
+    assert_eq!(sink.events().len(), 1);
+    let stats = bucket.stats();
+    assert_eq!((stats.dropped.invalid, stats.delivered.stored), (1, 1), "{stats:?}");
+    assert!(stats.balances());
+}
+
+#[test]
 fn a_once_key_passes_once_within_its_time() {
     let (bucket, sink) = Bucket::test();
     let greet = || bucket.capture(Event::new("greeted").once("greeted u-17", Duration::from_secs(60)));

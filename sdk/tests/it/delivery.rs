@@ -127,6 +127,24 @@ fn a_single_event_too_large_for_the_collector_is_given_up_and_counted() {
 }
 
 #[test]
+fn a_batch_that_always_fails_holds_up_no_other() {
+    let server = Server::start();
+    server.state().fails_on = Some("poison");
+    let bucket = builder(&server).batch_events_max(1).build().unwrap();
+    bucket.capture("poison");
+    capture(&bucket, 5);
+    let began = std::time::Instant::now();
+    while server.state().log.len() < 5 {
+        assert!(began.elapsed() < LONG, "{:?}", bucket.stats());
+        let _report = bucket.flush_blocking(Duration::from_millis(100));
+    }
+    let stats = bucket.stats();
+    assert_eq!((stats.delivered.stored, stats.pending), (5, 1), "{stats:?}");
+    assert!(stats.balances());
+    let _report = bucket.shutdown_blocking(Duration::ZERO);
+}
+
+#[test]
 fn one_event_the_collector_chokes_on_is_isolated() {
     let server = Server::start();
     server.state().chokes_on = Some("poison");

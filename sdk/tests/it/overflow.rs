@@ -67,8 +67,9 @@ fn the_oldest_make_room_also_from_the_backlog() {
         sink.advance(Duration::from_secs(3_600));
     }
     let events = sink.events();
-    let last = events.last().unwrap().properties.as_json().contains("\"number\":199");
-    assert!(last, "the newest is there");
+    // Not the last: a batch that failed twice lets the others go ahead.
+    let newest = events.iter().any(|event| event.properties.as_json().contains("\"number\":199"));
+    assert!(newest, "the newest is there");
     let stats = bucket.stats();
     assert!(stats.dropped.overflow > 100, "{stats:?}");
     assert_eq!(stats.dropped.overflow + stats.delivered.stored, 200, "{stats:?}");

@@ -39,6 +39,8 @@ pub(crate) struct State {
     pub(crate) events_max: Option<usize>,
     /// A batch that holds an event of this name gets 400.
     pub(crate) chokes_on: Option<&'static str>,
+    /// A batch that holds an event of this name gets 500.
+    pub(crate) fails_on: Option<&'static str>,
 }
 
 /// A batch as it came.
@@ -195,6 +197,7 @@ impl State {
             status,
         });
         let retry_after = match fault {
+            Some(Fault::Status(400, after)) => return Some(http(400, after, MALFORMED)),
             Some(Fault::Status(status, after)) => return Some(http(status, after, b"")),
             _ => None,
         };
@@ -222,6 +225,9 @@ impl State {
         if events.iter().any(|event| Some(event.name.as_str()) == self.chokes_on) {
             return Some(Fault::Status(400, None));
         }
+        if events.iter().any(|event| Some(event.name.as_str()) == self.fails_on) {
+            return Some(Fault::Status(500, None));
+        }
         self.faults.pop_front()
     }
 
@@ -234,6 +240,10 @@ impl State {
         }
     }
 }
+
+/// What a collector says of a body that it can't read.
+const MALFORMED: &[u8] =
+    br#"{"status":400,"code":"malformed_body","title":"The body can't be read","detail":"it holds a number"}"#;
 
 fn http(status: u16, retry_after: Option<u64>, body: &[u8]) -> Vec<u8> {
     let retry_after = retry_after.map(|seconds| format!("retry-after: {seconds}\r\n")).unwrap_or_default();
