@@ -157,6 +157,8 @@ impl Props {
 
     fn give_up(&mut self, before: usize, key: &str, why: &dyn fmt::Display) {
         self.json.truncate(before);
+        // What was written may be huge, and its room would count against the queue.
+        self.json.shrink_to(JSON_BYTES_TYPICAL);
         self.fault = Some(format!("property {key:?} can't be written as JSON: {why}").into());
     }
 

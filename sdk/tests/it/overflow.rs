@@ -120,3 +120,15 @@ fn a_blocked_capture_ends_with_the_bucket() {
     blocked.join().unwrap();
     assert!(bucket.stats().balances() && report.ledger.balances());
 }
+
+#[test]
+fn one_giant_property_costs_its_own_event_alone() {
+    let bucket = silent(Overflow::DropOldest);
+    for _ in 0..100 {
+        bucket.capture(Event::new("small"));
+    }
+    bucket.capture(Event::new("giant").prop("text", "x".repeat(9 * 1024 * 1024)));
+    let stats = bucket.stats();
+    assert_eq!((stats.dropped.overflow, stats.pending + stats.dropped.invalid), (0, 101), "{stats:?}");
+    end(&bucket);
+}
