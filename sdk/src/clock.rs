@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use eventbucket_protocol::Timestamp;
@@ -13,8 +13,17 @@ pub(crate) enum Clock {
         /// The zero of the monotonic clock.
         anchor: Instant,
     },
-    /// A test's clock: milliseconds since [`TEST_EPOCH_MS`], moved by hand.
-    Test(Arc<AtomicU64>),
+    /// A test's clock, moved by hand.
+    Test(Arc<TestTimes>),
+}
+
+/// What a test's clocks say.
+#[derive(Debug, Default)]
+pub(crate) struct TestTimes {
+    /// What passed by either clock; the wall's began at [`TEST_EPOCH_MS`].
+    passed_ms: AtomicU64,
+    /// By how much the wall's was set forward or back on top.
+    wall_step_ms: AtomicI64,
 }
 
 /// 2026-01-01T00:00:00Z.
@@ -36,8 +45,9 @@ impl Clock {
     pub(crate) fn wall(&self) -> Timestamp {
         match self {
             Self::System { .. } => Timestamp::from_system(SystemTime::now()),
-            Self::Test(ms) => {
-                let passed = i64::try_from(ms.load(Ordering::SeqCst)).unwrap_or(i64::MAX);
+            Self::Test(times) => {
+                let passed = i64::try_from(times.passed_ms.load(Ordering::SeqCst)).unwrap_or(i64::MAX);
+                let passed = passed.saturating_add(times.wall_step_ms.load(Ordering::SeqCst));
                 Timestamp::from_ms(TEST_EPOCH_MS).expect("2026 can be written").shifted(passed)
             }
         }
@@ -46,14 +56,22 @@ impl Clock {
     pub(crate) fn monotonic_ms(&self) -> u64 {
         match self {
             Self::System { anchor } => ms(anchor.elapsed()),
-            Self::Test(ms) => ms.load(Ordering::SeqCst),
+            Self::Test(times) => times.passed_ms.load(Ordering::SeqCst),
         }
     }
 
     /// Moves a test's clock; the system's stays.
     pub(crate) fn advance(&self, by: Duration) {
-        if let Self::Test(passed) = self {
-            passed.fetch_add(ms(by), Ordering::SeqCst);
+        if let Self::Test(times) = self {
+            times.passed_ms.fetch_add(ms(by), Ordering::SeqCst);
+        }
+    }
+
+    /// Sets a test's wall clock forward or back; the monotonic one stays.
+    #[cfg(test)]
+    pub(crate) fn step_wall(&self, by_ms: i64) {
+        if let Self::Test(times) = self {
+            times.wall_step_ms.fetch_add(by_ms, Ordering::SeqCst);
         }
     }
 

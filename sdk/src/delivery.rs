@@ -19,7 +19,8 @@ use crate::ledger::Tally;
 use crate::retry::{self, Decision};
 use crate::transport::{Answer, Attempt, SendError, Transport};
 
-/// One attempt as a whole: the largest body, 4 MiB, takes 34 s at 1 Mbit/s, and the answer may take as long again.
+/// One attempt as a whole: the largest body, 4 MiB, takes 34 s at 1 Mbit/s, which leaves 26 s for the
+/// connection and the answer.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Outcome = Result<Answer, SendError>;

@@ -59,24 +59,28 @@ pub(crate) fn decide(outcome: &Result<Answer, SendError>, sent: usize) -> Decisi
             Err(message) => Decision::Retry { wait_min, message },
         },
         408 | 425 | 429 | 500..=599 => Decision::Retry { wait_min, message: words(answer) },
-        413 if sent == 1 => Decision::TooLarge(words(answer)),
-        413 => Decision::Split,
-        400 | 422 => refused(answer, wait_min, sent),
+        400 | 413 | 422 => refused(answer, wait_min, sent),
         // 401 and 403 refuse the key. Redirects, 404, 405 and their like come from a wrong URL or a proxy and say
         // nothing about the events, so nothing is thrown away over them.
         status => Decision::Pause { status, message: words(answer) },
     }
 }
 
-/// A refusal says something about the events only when a collector says so: a proxy or a wrong server answers 400 to anything,
-/// and nothing is thrown away over that.
+/// A refusal says something about the events only when a collector says so: a proxy or a wrong server answers 400 to
+/// anything, and nothing is thrown away over that. 413 needs no collector, since proxies limit bodies too.
 fn refused(answer: &Answer, wait_min: Duration, sent: usize) -> Decision {
-    let code = serde_json::from_slice::<Problem>(&answer.body).map(|problem| problem.code);
-    match code.as_deref() {
-        Ok("malformed_body") if sent == 1 => Decision::Rejected(Reason::new(Code::Unknown, words(answer))),
-        Ok("malformed_body") => Decision::Split,
-        Ok("truncated_body") => Decision::Retry { wait_min, message: words(answer) },
-        _ => Decision::Pause { status: answer.status, message: words(answer) },
+    let problem = serde_json::from_slice::<Problem>(&answer.body).ok();
+    match (answer.status, problem.as_ref().map(|problem| problem.code.as_str())) {
+        (413, None | Some("too_many_events" | "body_too_large" | "decompressed_too_large")) => match sent {
+            1 => Decision::TooLarge(words(answer)),
+            _ => Decision::Split,
+        },
+        (400 | 422, Some("malformed_body")) => match sent {
+            1 => Decision::Rejected(Reason::new(Code::Unknown, words(answer))),
+            _ => Decision::Split,
+        },
+        (_, Some("truncated_body")) => Decision::Retry { wait_min, message: words(answer) },
+        (status, _) => Decision::Pause { status, message: words(answer) },
     }
 }
 
@@ -174,7 +178,14 @@ mod tests {
         assert_eq!(decide(&answer(413), 2), Decision::Split);
         assert_eq!(decide(&problem(400, "malformed_body"), 2), Decision::Split);
         assert!(matches!(decide(&answer(413), 1), Decision::TooLarge(_)));
-        assert!(matches!(decide(&problem(400, "malformed_body"), 1), Decision::Rejected(_)));
+        for code in ["too_many_events", "body_too_large", "decompressed_too_large"] {
+            assert_eq!(decide(&problem(413, code), 2), Decision::Split, "{code}");
+            assert_eq!(decide(&problem(413, code), 1), Decision::TooLarge("d".to_owned()), "{code}");
+        }
+        let Decision::Rejected(reason) = decide(&problem(400, "malformed_body"), 1) else {
+            panic!("refused")
+        };
+        assert_eq!(reason.message, "d", "the collector's words");
     }
 
     #[test]
@@ -182,7 +193,13 @@ mod tests {
         let plain =
             Ok(Answer::new(400).with_body("<html>The plain HTTP request was sent to HTTPS port</html>"));
         for refusal in [plain, problem(400, "invalid_header"), problem(400, "unsupported_encoding")] {
-            assert!(matches!(decide(&refusal, 1), Decision::Pause { status: 400, .. }), "{refusal:?}");
+            for sent in [1, 2] {
+                assert!(matches!(decide(&refusal, sent), Decision::Pause { status: 400, .. }), "{refusal:?}");
+            }
+        }
+        for sent in [1, 2] {
+            let refusal = decide(&problem(413, "invalid_header"), sent);
+            assert!(matches!(refusal, Decision::Pause { status: 413, .. }), "{refusal:?}");
         }
         assert!(is_retry(&decide(&problem(400, "truncated_body"), 1)));
     }

@@ -163,3 +163,38 @@ impl Backlog {
         {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::Bucket;
+
+    const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
+
+    #[test]
+    fn a_board_that_learns_the_time_keeps_its_backlog_until_a_week_has_passed() {
+        let settings = Arc::new(Bucket::builder("http://test.invalid", "key").test_settings());
+        let clock = settings.clock.clone();
+        let mut backlog = Backlog::new(settings);
+        let mut tally = Tally::default();
+        clock.step_wall(-clock.wall().ms());
+        let event = EncodedEvent::new(Uuid::nil(), clock.wall().ms(), vec![0; 8]);
+        let _in_memory = backlog.add(&[event], false, &mut tally);
+        backlog.close_open(&mut tally);
+        clock.step_wall(56 * 365 * DAY_MS);
+        assert!(backlog.next_ready(&mut tally).is_some(), "it was captured just now");
+        clock.advance(Duration::from_secs(6 * 24 * 3_600));
+        assert!(backlog.next_ready(&mut tally).is_some());
+        clock.step_wall(-57 * 365 * DAY_MS);
+        clock.advance(Duration::from_secs(2 * 24 * 3_600));
+        assert!(backlog.next_ready(&mut tally).is_some(), "by the wall it isn't old");
+        clock.step_wall(57 * 365 * DAY_MS);
+        assert!(backlog.next_ready(&mut tally).is_none());
+        assert_eq!(tally.ledger.dropped.too_old, 1);
+    }
+}

@@ -34,7 +34,8 @@ const SLICE_EVENTS: usize = 1_000;
 /// After the worker panicked: doubled each time in a row, so that a fault that comes back at once can't spin.
 const RESTART_MIN: Duration = Duration::from_millis(10);
 const RESTART_DOUBLINGS_MAX: u32 = 10;
-/// Work without a panic after which the next one counts as the first: six times the longest pause.
+/// Work without a panic after which the next one counts as the first: the longest pause, 10 ms doubled ten times, is
+/// 10.24 s, and this is six of it.
 const RESTART_FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// The name of the worker's thread.
@@ -86,16 +87,22 @@ fn run(runtime: &Runtime, worker: &mut Worker) {
     let mut panics = 0;
     let mut resumed = Instant::now();
     while let Err(panic) = catch_unwind(AssertUnwindSafe(|| runtime.block_on(worker.work()))) {
+        let worked = resumed.elapsed();
         let _runtime = runtime.enter();
         worker.recover(panic_message(&*panic));
-        if resumed.elapsed() > RESTART_FORGOTTEN {
-            panics = 0;
-        }
-        let pause = RESTART_MIN * 2_u32.pow(panics.min(RESTART_DOUBLINGS_MAX));
-        panics += 1;
-        runtime.block_on(tokio::time::sleep(pause));
+        runtime.block_on(tokio::time::sleep(restart_pause(&mut panics, worked)));
         resumed = Instant::now();
     }
+}
+
+/// Counts a panic after so much work, and says how long to wait before going on.
+fn restart_pause(panics: &mut u32, worked: Duration) -> Duration {
+    if worked > RESTART_FORGOTTEN {
+        *panics = 0;
+    }
+    let pause = RESTART_MIN * 2_u32.pow((*panics).min(RESTART_DOUBLINGS_MAX));
+    *panics = panics.saturating_add(1);
+    pause
 }
 
 /// Everything behind the queue, on one thread.
@@ -320,6 +327,15 @@ mod tests {
         event.id = Some(crate::id::event(now));
         event.time = Some(now);
         worker.shared.push(Captured::new(event, now.ms(), false).unwrap(), false).unwrap();
+    }
+
+    #[test]
+    fn pauses_after_panics_grow_and_are_forgotten_after_long_work() {
+        let mut panics = 0;
+        let mut pause_ms = |worked_s| restart_pause(&mut panics, Duration::from_secs(worked_s)).as_millis();
+        assert_eq!([pause_ms(0), pause_ms(0), pause_ms(60)], [10, 20, 40]);
+        assert_eq!((0..20).map(|_| pause_ms(0)).max(), Some(10_240));
+        assert_eq!([pause_ms(61), pause_ms(0)], [10, 20]);
     }
 
     #[test]

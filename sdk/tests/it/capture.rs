@@ -81,6 +81,23 @@ fn an_id_whose_event_was_refused_may_be_captured_again() {
 }
 
 #[test]
+fn an_id_whose_event_was_too_large_or_broke_the_hook_may_be_captured_again() {
+    let hook = |event: Event| if event.name() == "bad" { panic!("hook: no") } else { Some(event) };
+    let (bucket, sink) = bucket(|builder| builder.before_send(hook));
+    let once = |event: Event, key: &str| event.id(key).once(key, Duration::from_secs(60));
+    bucket.capture(once(Event::new("large").prop("text", "x".repeat(300 * 1_024)), "order-1"));
+    bucket.capture(once(Event::new("bad"), "order-2"));
+    assert_eq!(sink.events().len(), 0);
+    let dropped = bucket.stats().dropped;
+    assert_eq!((dropped.too_large, dropped.hook_panicked), (1, 1), "{dropped:?}");
+    for key in ["order-1", "order-2"] {
+        bucket.capture(once(Event::new("paid"), key));
+    }
+    assert_eq!(sink.events().len(), 2, "{:?}", bucket.stats());
+    assert!(bucket.stats().balances());
+}
+
+#[test]
 fn a_once_key_passes_once_within_its_time() {
     let (bucket, sink) = Bucket::test();
     let greet = || bucket.capture(Event::new("greeted").once("greeted u-17", Duration::from_secs(60)));

@@ -148,12 +148,31 @@ fn a_batch_that_always_fails_holds_up_no_other() {
 fn one_event_the_collector_chokes_on_is_isolated() {
     let server = Server::start();
     server.state().chokes_on = Some("poison");
-    let bucket = builder(&server).build().unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let on_error = move |fault: &SdkFault| tell.lock().unwrap().push(fault.clone());
+    let bucket = builder(&server).on_error(on_error).build().unwrap();
     capture(&bucket, 9);
     bucket.capture("poison");
     let report = bucket.shutdown_blocking(LONG);
     assert_eq!((report.delivered, report.rejected, report.dropped), (9, 1, 0), "{report:?}");
     assert!(report.ledger.balances());
+    let told = told.lock().unwrap();
+    let [SdkFault::Rejected { reason, .. }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(reason.message, "the test asked for 400");
+}
+
+#[test]
+fn a_proxy_that_answers_400_in_plain_text_costs_no_event() {
+    let server = Server::start();
+    server.fault(Fault::Plain(400));
+    let bucket = builder(&server).build().unwrap();
+    capture(&bucket, 10);
+    server.wait_until("the first refusal", |state| !state.requests.is_empty());
+    let report = bucket.flush_blocking(Duration::from_millis(200));
+    assert_eq!((report.still_pending, report.rejected, report.dropped), (10, 0, 0), "{report:?}");
+    assert_eq!(server.state().requests.len(), 1, "paused as a whole, not halved");
+    let _report = bucket.shutdown_blocking(Duration::ZERO);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use eventbucket::protocol::codec::{Format, decode};
 #[cfg(feature = "zstd")]
 use eventbucket::protocol::limits::BATCH_DECODED_BYTES_MAX;
 use eventbucket::protocol::{
-    BatchId, EVENTS_PATH, Event, EventId, Reply, SENT_AT_HEADER, Timestamp, Verdict,
+    BatchId, EVENTS_PATH, Event, EventId, Problem, Reply, SENT_AT_HEADER, Timestamp, Verdict,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -57,8 +57,10 @@ pub(crate) struct Request {
 /// What goes wrong with the next request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
-    /// Nothing is taken, and this is the answer, perhaps with `Retry-After`.
+    /// Nothing is taken, and this is the answer, a problem document, perhaps with `Retry-After`.
     Status(u16, Option<u64>),
+    /// Nothing is taken, and a proxy answers in plain text.
+    Plain(u16),
     /// Everything is taken, and the connection is cut before the answer.
     DropAnswer,
     /// Everything is taken, and the answer has one verdict too few.
@@ -187,7 +189,8 @@ impl State {
         };
         let events: Vec<Event> = batch.events.into_iter().map(complete).collect();
         let fault = self.fault_for(&events);
-        let status = if let Some(Fault::Status(status, _)) = fault { status } else { 200 };
+        let status =
+            if let Some(Fault::Status(status, _) | Fault::Plain(status)) = fault { status } else { 200 };
         self.requests.push(Request {
             batch: id,
             ids: events.iter().map(|event| event.id.clone()).collect(),
@@ -196,11 +199,13 @@ impl State {
             key: header(head, "authorization")?.to_owned(),
             status,
         });
-        let retry_after = match fault {
-            Some(Fault::Status(400, after)) => return Some(http(400, after, MALFORMED)),
-            Some(Fault::Status(status, after)) => return Some(http(status, after, b"")),
-            _ => None,
-        };
+        match fault {
+            Some(Fault::Status(status, after)) => return Some(problem(status, after)),
+            Some(Fault::Plain(status)) => {
+                return Some(http(status, None, "text/plain", b"no upstream takes this"));
+            }
+            _ => {}
+        }
         let mut verdicts: Vec<_> = events
             .into_iter()
             .enumerate()
@@ -215,7 +220,7 @@ impl State {
             _ => {}
         }
         let reply = serde_json::to_vec(&Reply::new(id, verdicts)).unwrap();
-        Some(http(200, retry_after, &reply))
+        Some(http(200, None, "application/json", &reply))
     }
 
     fn fault_for(&mut self, events: &[Event]) -> Option<Fault> {
@@ -241,12 +246,25 @@ impl State {
     }
 }
 
-/// What a collector says of a body that it can't read.
-const MALFORMED: &[u8] =
-    br#"{"status":400,"code":"malformed_body","title":"The body can't be read","detail":"it holds a number"}"#;
+/// The document with which a collector refuses a request, with the code it has for the status.
+fn problem(status: u16, retry_after: Option<u64>) -> Vec<u8> {
+    let code = match status {
+        400 => "malformed_body",
+        401 => "unknown_key",
+        413 => "too_many_events",
+        429 | 503 => "busy",
+        _ => "internal",
+    };
+    let (title, detail) = ("refused".to_owned(), format!("the test asked for {status}"));
+    let body = serde_json::to_vec(&Problem { status, code: code.to_owned(), title, detail }).unwrap();
+    http(status, retry_after, Problem::CONTENT_TYPE, &body)
+}
 
-fn http(status: u16, retry_after: Option<u64>, body: &[u8]) -> Vec<u8> {
+fn http(status: u16, retry_after: Option<u64>, content_type: &str, body: &[u8]) -> Vec<u8> {
     let retry_after = retry_after.map(|seconds| format!("retry-after: {seconds}\r\n")).unwrap_or_default();
-    let head = format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\n{retry_after}\r\n", body.len());
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status} x\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n{retry_after}\r\n"
+    );
     [head.as_bytes(), body].concat()
 }
