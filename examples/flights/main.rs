@@ -28,6 +28,9 @@ mod progress;
 use departure::Departures;
 use progress::Progress;
 
+/// How long the final verdicts are waited for once everything was taken.
+const FINAL_MAX: Duration = Duration::from_secs(30);
+
 /// How long a collector may be away before departures are given up.
 const OUTAGE_MAX: Duration = Duration::from_secs(60);
 
@@ -50,6 +53,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let refused = Arc::new(AtomicBool::new(false));
     let bucket = Bucket::builder(&args.url, &args.key)
+        .final_verdicts(true)
         // The file can wait: a full queue holds reading back instead of losing rows.
         .on_overflow(Overflow::Block(OUTAGE_MAX))
         .on_error({
@@ -67,7 +71,9 @@ fn main() -> anyhow::Result<ExitCode> {
     deliver(&bucket, &progress, &refused);
     progress.end();
 
-    let report = bucket.shutdown_blocking(Duration::from_secs(1));
+    // A collector that queues what it accepts takes a while to say what was new.
+    let all_taken = bucket.stats().pending == 0;
+    let report = bucket.shutdown_blocking(if all_taken { FINAL_MAX } else { Duration::from_secs(1) });
     print_summary(&report.ledger, started.elapsed());
     read.with_context(|| {
         format!("capture {}; run it again to complete what is missing", args.file.display())
@@ -120,8 +126,11 @@ fn lost(ledger: &Ledger) -> u64 {
 
 fn print_summary(ledger: &Ledger, took: Duration) {
     println!("captured    {:>9}", ledger.captured);
-    println!("stored      {:>9}", ledger.delivered.stored + ledger.delivered.accepted);
+    println!("stored      {:>9}", ledger.delivered.stored);
     println!("duplicates  {:>9}", ledger.delivered.duplicate + ledger.withheld.duplicate);
+    if ledger.delivered.accepted > 0 {
+        println!("queued      {:>9}", ledger.delivered.accepted);
+    }
     println!("rejected    {:>9}", ledger.rejected);
     println!("lost        {:>9}", lost(ledger) - ledger.rejected);
     println!("seconds     {:>9.1}", took.as_secs_f64());

@@ -32,6 +32,11 @@ impl<K: Clone + Eq + Hash> Window<K> {
         self.forget(now_ms);
     }
 
+    /// Forgets a key, as if it had never come.
+    pub(crate) fn release(&mut self, key: &K) {
+        self.known.remove(key);
+    }
+
     /// Keys may expire behind an older one that lives longer; they go when it does, or when the window is full.
     fn forget(&mut self, now_ms: u64) {
         while let Some((key, until_ms)) = self.order.front() {

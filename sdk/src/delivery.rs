@@ -14,14 +14,18 @@ use crate::config::Settings;
 use crate::encoded::EncodedEvent;
 use crate::endpoints::{Endpoints, Turn};
 use crate::error::{Fault, panic_message};
+use crate::finals::{self, Finals};
 use crate::id;
 use crate::ledger::Tally;
 use crate::retry::{self, Decision};
-use crate::transport::{Answer, Attempt, SendError, Transport};
+use crate::transport::{Answer, Attempt, Question, SendError, Transport};
 
 /// One attempt as a whole: the largest body, 4 MiB, takes 34 s at 1 Mbit/s, which leaves 26 s for the
 /// connection and the answer.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A question as a whole: what the collector may wait, and half as long again for the way.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 type Outcome = Result<Answer, SendError>;
 type Finished = Result<(Id, Outcome), JoinError>;
@@ -32,13 +36,17 @@ pub(crate) struct Delivery {
     settings: Arc<Settings>,
     transport: Arc<dyn Transport>,
     pub(crate) endpoints: Endpoints,
+    pub(crate) finals: Finals,
     sends: JoinSet<Outcome>,
     under_way: HashMap<Id, UnderWay>,
+    /// The task of the question under way.
+    asking: Option<Id>,
 }
 
 /// A batch on its way.
 struct UnderWay {
     number: u64,
+    batch: BatchId,
     turn: Turn,
     /// Its events, to name those that are rejected.
     ids: Vec<Uuid>,
@@ -47,7 +55,8 @@ struct UnderWay {
 impl Delivery {
     pub(crate) fn new(settings: Arc<Settings>, transport: Arc<dyn Transport>) -> Self {
         let endpoints = Endpoints::new(settings.endpoints.iter().cloned());
-        Self { settings, transport, endpoints, sends: JoinSet::new(), under_way: HashMap::new() }
+        let (finals, sends, under_way) = (Finals::default(), JoinSet::new(), HashMap::new());
+        Self { settings, transport, endpoints, finals, sends, under_way, asking: None }
     }
 
     /// Sends what may be sent now.
@@ -66,8 +75,27 @@ impl Delivery {
                 answer.unwrap_or(Err(SendError::Timeout))
             });
             let ids = events.iter().map(|event| event.id).collect();
-            self.under_way.insert(task.id(), UnderWay { number, turn, ids });
+            self.under_way.insert(task.id(), UnderWay { number, batch: id, turn, ids });
         }
+    }
+
+    /// Asks for the final verdicts of a batch that was accepted, if it is time to.
+    pub(crate) fn ask(&mut self) {
+        let now_ms = self.settings.clock.monotonic_ms();
+        let Some(open) = self.finals.start(now_ms) else { return };
+        let question = Question {
+            endpoint: open.endpoint,
+            key: self.settings.key.clone(),
+            batch_id: open.batch,
+            wait: finals::WAIT,
+            timeout: QUESTION_TIMEOUT,
+        };
+        let transport = Arc::clone(&self.transport);
+        let task = self.sends.spawn(async move {
+            let answer = tokio::time::timeout(question.timeout, transport.ask(&question)).await;
+            answer.unwrap_or(Err(SendError::Timeout))
+        });
+        self.asking = Some(task.id());
     }
 
     /// The body depends on the batch alone, so each attempt sends the same bytes; only its time of sending is new.
@@ -108,6 +136,8 @@ impl Delivery {
     pub(crate) fn break_off(&mut self, backlog: &mut Backlog) {
         self.sends = JoinSet::new();
         self.under_way.clear();
+        self.asking = None;
+        self.finals.broken_off();
         self.endpoints.broken_off();
         backlog.release_all();
     }
@@ -121,11 +151,23 @@ impl Delivery {
                 (task, Err(SendError::other(contained(error, tally))))
             }
         };
-        let Some(UnderWay { number, turn, ids }) = self.under_way.remove(&task) else { return };
+        if self.asking == Some(task) {
+            self.asking = None;
+            let known = self.finals.settle(&outcome, self.settings.clock.monotonic_ms());
+            tally.finals.extend(known);
+            return;
+        }
+        let Some(UnderWay { number, batch, turn, ids }) = self.under_way.remove(&task) else { return };
         match retry::decide(&outcome, ids.len()) {
             Decision::Settled(verdicts) => {
                 self.endpoints.succeeded(turn);
+                let before = tally.ledger.delivered.accepted;
                 count_verdicts(number, &ids, verdicts, backlog, tally, &self.settings);
+                let accepted = tally.ledger.delivered.accepted - before;
+                if accepted > 0 && self.settings.final_verdicts {
+                    let endpoint = self.endpoints.url(turn).trim_end_matches('/').to_owned();
+                    self.finals.add(batch, endpoint, ids.len(), accepted);
+                }
             }
             Decision::Split => {
                 self.endpoints.succeeded(turn);

@@ -37,6 +37,9 @@ pub enum ConfigError {
     /// The folder for the spool is something else.
     #[error("the spool folder {} is a file; name a folder", .0.display())]
     SpoolFolder(PathBuf),
+    /// The folder for the spool has no name.
+    #[error("the spool folder is empty; name a folder, or leave .spool(…) out to keep events in memory")]
+    NoSpoolFolder,
     /// No way to send.
     #[error("there is no transport; add the feature `http` or give one with .transport(…)")]
     NoTransport,
@@ -122,12 +125,12 @@ pub enum Fault {
         reason: String,
     },
     /// The spool can't be used; events go on in memory and the disk is tried again.
-    #[error("the spool fails: {0}; events are held in memory until it works again")]
+    #[error("the spool fails: {0}; new events are held in memory until it works again")]
     Spool(String),
     /// A panic was contained.
     #[error("contained a panic of {who}: {message}")]
     Panicked {
-        /// Whose: `before_send`, `transport` or `worker`.
+        /// Whose: `before_send`, `transport` or `worker`. A panic of `on_error` is counted alone: there is nobody to tell.
         who: &'static str,
         /// The panic's message.
         message: String,

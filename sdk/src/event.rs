@@ -71,7 +71,7 @@ impl Event {
         self
     }
 
-    /// Says when it happened in Unix milliseconds, held within the years 0001 to 9999.
+    /// Says when it happened in Unix milliseconds, held from 0001-01-01 to 9999-12-30T22:00:00Z.
     pub fn time_ms(mut self, unix_ms: i64) -> Self {
         self.time = Timestamp::from_ms(0).map(|epoch| epoch.shifted(unix_ms));
         self
@@ -95,7 +95,9 @@ impl Event {
         self
     }
 
-    /// Adds a property, or replaces the one of that key.
+    /// Adds a property, or replaces the one of that key. NaN and the infinities become null: JSON has no word for them. A value
+    /// that can't be JSON at all, and what breaks a limit of the protocol, costs the event: it is counted as `invalid` and told
+    /// to `on_error`.
     pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         self.props.insert(key, value);
         self

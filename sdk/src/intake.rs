@@ -68,6 +68,11 @@ impl Intake {
         Ok(encoded)
     }
 
+    /// Lets ids pass again whose events were lost. Keys of `once` stay: they say that something was tried, not that it arrived.
+    pub(crate) fn release(&mut self, ids: &[Uuid]) {
+        ids.iter().for_each(|id| self.ids.release(id));
+    }
+
     fn ask_hook(&self, event: Event, tally: &mut Tally) -> Result<Event, CaptureError> {
         let Some(hook) = &self.settings.before_send else { return Ok(event) };
         match catch_unwind(AssertUnwindSafe(|| hook(event))) {
@@ -110,20 +115,30 @@ fn encode(
         Some(fault) => Err(fault),
         None => event.check().map_err(|reason| reason.message.into_owned()),
     };
+    // Before its fields are looked at: what is far too large is told so, whatever else is wrong with it. Near the limit the
+    // encoding decides, since this is an estimate.
+    let size = event.size_bytes();
+    if size > 2 * EVENT_BYTES_MAX {
+        return Err(too_large(size, tally));
+    }
     if let Err(message) = checked {
         tally.ledger.dropped.invalid += 1;
-        tally.dropped(1, format!("event {} is invalid: {message}", event.id));
+        tally.dropped(1, format!("event {:?} is invalid: {message}", event.id.to_string()));
         return Err(CaptureError::Invalid(message));
     }
     let mut bytes = Vec::with_capacity(event.size_bytes());
     codec::encode::event(&event, &mut bytes);
     if bytes.len() > EVENT_BYTES_MAX {
-        let error = CaptureError::TooLarge { bytes: bytes.len(), bytes_max: EVENT_BYTES_MAX };
-        tally.ledger.dropped.too_large += 1;
-        tally.dropped(1, error.to_string());
-        return Err(error);
+        return Err(too_large(bytes.len(), tally));
     }
     Ok(EncodedEvent::new(event.id.uuid(), captured_ms, bytes))
+}
+
+fn too_large(bytes: usize, tally: &mut Tally) -> CaptureError {
+    let error = CaptureError::TooLarge { bytes, bytes_max: EVENT_BYTES_MAX };
+    tally.ledger.dropped.too_large += 1;
+    tally.dropped(1, error.to_string());
+    error
 }
 
 /// The same user is in the sample or out of it for every process and version: the hash is fixed, FNV-1a with

@@ -1,5 +1,7 @@
 use std::ops::AddAssign;
 
+use uuid::Uuid;
+
 use crate::error::Fault;
 
 /// Where every event went. A snapshot taken under one lock, so that it balances at any moment.
@@ -25,6 +27,8 @@ pub struct Ledger {
     pub pending: u64,
     /// How often a panic of the transport or the worker was contained and work resumed.
     pub worker_restarts: u64,
+    /// How often `on_error` panicked; it was contained.
+    pub on_error_panics: u64,
     /// How often the spool couldn't be read or written; the events concerned went on in memory.
     pub spool_failures: u64,
 }
@@ -35,7 +39,8 @@ pub struct Ledger {
 pub struct Delivered {
     /// In the log.
     pub stored: u64,
-    /// Durably queued at the collector.
+    /// Durably queued at the collector, and no more is known. With
+    /// [`final_verdicts`](crate::Builder::final_verdicts) they move to `stored`, `duplicate` or `quarantined`.
     pub accepted: u64,
     /// In the log already.
     pub duplicate: u64,
@@ -73,8 +78,10 @@ pub struct Dropped {
     pub too_large: u64,
     /// Against the protocol's limits, or a property that JSON can't hold.
     pub invalid: u64,
-    /// `before_send` panicked over it, or the worker did.
+    /// `before_send` panicked over it.
     pub hook_panicked: u64,
+    /// Lost in a panic of the worker, which was contained and is a fault of the SDK: please report it.
+    pub worker_panicked: u64,
     /// Captured after, or left over in memory at, shutdown.
     pub shutdown: u64,
 }
@@ -84,6 +91,16 @@ impl Delivered {
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.stored + self.accepted + self.duplicate + self.quarantined
+    }
+}
+
+impl Delivered {
+    /// Moves events that were accepted to what became of them.
+    pub(crate) fn finish(&mut self, known: &Self) {
+        self.accepted = self.accepted.saturating_sub(known.total());
+        self.stored += known.stored;
+        self.duplicate += known.duplicate;
+        self.quarantined += known.quarantined;
     }
 }
 
@@ -106,6 +123,7 @@ impl Dropped {
             + self.too_large
             + self.invalid
             + self.hook_panicked
+            + self.worker_panicked
             + self.shutdown
     }
 }
@@ -146,9 +164,11 @@ impl AddAssign<&Self> for Ledger {
         self.dropped.too_large += dropped.too_large;
         self.dropped.invalid += dropped.invalid;
         self.dropped.hook_panicked += dropped.hook_panicked;
+        self.dropped.worker_panicked += dropped.worker_panicked;
         self.dropped.shutdown += dropped.shutdown;
         self.worker_restarts += tally.worker_restarts;
         self.spool_failures += tally.spool_failures;
+        self.on_error_panics += tally.on_error_panics;
     }
 }
 
@@ -156,7 +176,11 @@ impl AddAssign<&Self> for Ledger {
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) ledger: Ledger,
+    /// What became of events that were accepted before.
+    pub(crate) finals: Vec<Delivered>,
     pub(crate) faults: Vec<Fault>,
+    /// Events that were lost before any attempt, whose ids are no longer to be withheld.
+    pub(crate) forgotten: Vec<Uuid>,
 }
 
 impl Tally {

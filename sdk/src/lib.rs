@@ -89,6 +89,9 @@ mod spool;
 /// Sends batches and acts on what comes back.
 mod delivery;
 
+/// What became of accepted batches in the end.
+mod finals;
+
 /// The rules of delivery: what an answer means, how long to wait.
 mod retry;
 

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use crate::config::Overflow;
 use crate::error::{CaptureError, Fault};
+use crate::ledger::Tally;
 use crate::promise::Promise;
 use crate::{Event, Ledger, Report};
 
@@ -260,9 +261,10 @@ impl Shared {
     }
 
     /// Worker: says what became of events and what it still holds, in one step.
-    pub(crate) fn publish(&self, tally: &Ledger, held_events: u64, held_bytes: usize) {
+    pub(crate) fn publish(&self, tally: &Tally, held_events: u64, held_bytes: usize) {
         let mut inner = self.lock();
-        inner.ledger += tally;
+        inner.ledger += &tally.ledger;
+        tally.finals.iter().for_each(|known| inner.ledger.delivered.finish(known));
         inner.held_events = held_events;
         let room_made = held_bytes < inner.held_bytes;
         inner.held_bytes = held_bytes;

@@ -8,7 +8,8 @@ use crate::Ledger;
 use crate::promise::{Awaited, Promise};
 use crate::queue::Shared;
 
-/// What a flush or shutdown came to.
+/// What a flush or shutdown came to. Its own figures count what happened between the call and its end; `ledger` counts from
+/// the making of the bucket, whoever asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "events may still be pending; look at still_pending, or say `let _ =`"]
 #[non_exhaustive]

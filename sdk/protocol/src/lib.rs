@@ -43,6 +43,9 @@ pub use verdict::{Code, Reason, Reply, ReplyError, Verdict};
 /// The path that takes batches.
 pub const EVENTS_PATH: &str = "/v1/events";
 
+/// Where the final verdicts of a batch are asked for, its id behind a slash.
+pub const BATCHES_PATH: &str = "/v1/batches";
+
 /// The request header that says when an attempt was sent, in Unix milliseconds. It lies outside the body, whose bytes
 /// stay the same on every resend; the collector measures the sender's clock with it.
 pub const SENT_AT_HEADER: &str = "event-bucket-sent-at";

@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer};
 
 /// A moment in Unix milliseconds, shown as RFC 3339 in UTC.
 ///
-/// Years 0001 to 9999; what lies outside can't be written in RFC 3339 and is refused.
+/// 0001-01-01 to 9999-12-30T22:00:00Z; what lies outside can't be written in RFC 3339 and is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
@@ -15,7 +15,7 @@ const MS_MIN: i64 = -62_135_596_800_000;
 const MS_MAX: i64 = 253_402_207_200_000;
 
 impl Timestamp {
-    /// Takes Unix milliseconds; `None` outside the years 0001 to 9999.
+    /// Takes Unix milliseconds; `None` before 0001-01-01 or after 9999-12-30T22:00:00Z.
     #[must_use]
     pub fn from_ms(unix_ms: i64) -> Option<Self> {
         (MS_MIN..=MS_MAX).contains(&unix_ms).then_some(Self(unix_ms))

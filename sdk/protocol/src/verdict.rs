@@ -56,7 +56,7 @@ pub enum Code {
     InvalidName,
     /// A text field that is empty, too long or contains NUL.
     InvalidField,
-    /// Not RFC 3339 or milliseconds within the years 0001 to 9999.
+    /// Not RFC 3339 or milliseconds from 0001-01-01 to 9999-12-30T22:00:00Z.
     InvalidTime,
     /// Properties that aren't a JSON object, or hold what JSON can't.
     InvalidProperties,

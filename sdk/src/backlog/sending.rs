@@ -144,6 +144,10 @@ impl Backlog {
     /// Drops the oldest batch of a home to make room; says whether there was one.
     pub(super) fn drop_oldest(&mut self, in_spool: bool, tally: &mut Tally) -> bool {
         let Some(number) = self.waiting.oldest_idle(in_spool) else { return false };
+        if let Some(Waiting { home: Home::Memory(events), .. }) = self.waiting.get(number) {
+            // What never went out may be captured again under its id.
+            tally.forgotten.extend(events.iter().map(|event| event.id));
+        }
         let events = self.remove(number, tally);
         let (count, reason) = if in_spool {
             (&mut tally.ledger.dropped.spool_full, "the spool is full; raise spool_bytes_max")

@@ -3,7 +3,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use eventbucket_protocol::{EVENTS_PATH, SENT_AT_HEADER};
+use eventbucket_protocol::{BATCHES_PATH, EVENTS_PATH, SENT_AT_HEADER};
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Proxy, Response, redirect};
 use rustls::pki_types::CertificateDer;
@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::Verifier;
 
-use super::{Answer, Attempt, SendError, Sending, Transport, retry_after};
+use super::{Answer, Attempt, Question, SendError, Sending, Transport, retry_after};
 
 /// An answer larger than this isn't read: a batch has at most 10,000 verdicts, and one with its reason takes 0.4 KiB.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -94,9 +94,7 @@ impl HttpTransport {
     }
 
     async fn exchange(&self, attempt: &Attempt) -> Result<Answer, SendError> {
-        let mut key = HeaderValue::try_from(format!("Bearer {}", attempt.key))
-            .map_err(|_| SendError::other("the key holds characters a header can't carry; check it"))?;
-        key.set_sensitive(true);
+        let key = bearer(&attempt.key)?;
         let url = format!("{}{EVENTS_PATH}", attempt.endpoint.trim_end_matches('/'));
         let mut request = self
             .client()?
@@ -109,23 +107,45 @@ impl HttpTransport {
         if let Some(encoding) = attempt.content_encoding {
             request = request.header(CONTENT_ENCODING, encoding);
         }
-        let response = request.send().await.map_err(say)?;
-        if response.status().is_redirection() {
-            return Err(redirected(&response));
-        }
-        let retry_after = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(|value| retry_after::parse(value.to_str().ok()?, now_unix_s()));
-        let status = response.status().as_u16();
-        let body = read_capped(response).await?;
-        Ok(Answer { status, retry_after, body })
+        answer(request.send().await.map_err(say)?).await
     }
+
+    async fn inquire(&self, question: &Question) -> Result<Answer, SendError> {
+        let endpoint = question.endpoint.trim_end_matches('/');
+        let url = format!("{endpoint}{BATCHES_PATH}/{}?wait={}", question.batch_id, question.wait.as_secs());
+        let request = self.client()?.get(url).timeout(question.timeout);
+        let request = request.header(AUTHORIZATION, bearer(&question.key)?);
+        answer(request.send().await.map_err(say)?).await
+    }
+}
+
+fn bearer(key: &str) -> Result<HeaderValue, SendError> {
+    let mut key = HeaderValue::try_from(format!("Bearer {key}"))
+        .map_err(|_| SendError::other("the key holds characters a header can't carry; check it"))?;
+    key.set_sensitive(true);
+    Ok(key)
+}
+
+async fn answer(response: Response) -> Result<Answer, SendError> {
+    if response.status().is_redirection() {
+        return Err(redirected(&response));
+    }
+    let retry_after = response
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|value| retry_after::parse(value.to_str().ok()?, now_unix_s()));
+    let status = response.status().as_u16();
+    let body = read_capped(response).await?;
+    Ok(Answer { status, retry_after, body })
 }
 
 impl Transport for HttpTransport {
     fn send<'a>(&'a self, attempt: &'a Attempt) -> Sending<'a> {
         Box::pin(self.exchange(attempt))
+    }
+
+    fn ask<'a>(&'a self, question: &'a Question) -> Sending<'a> {
+        Box::pin(self.inquire(question))
     }
 }
 

@@ -69,6 +69,46 @@ pub trait Transport: Send + Sync + 'static {
     ///
     /// When no answer came back. An answer with an error status is an [`Answer`], not an error.
     fn send<'a>(&'a self, attempt: &'a Attempt) -> Sending<'a>;
+
+    /// Asks once what became of a batch whose events were `accepted`; the answer has the form of the answer to the batch.
+    /// Asked only of a bucket with [`final_verdicts`](crate::Builder::final_verdicts). A transport that can't ask leaves
+    /// it at this: 405, and the events stay accepted.
+    ///
+    /// # Errors
+    ///
+    /// When no answer came back.
+    fn ask<'a>(&'a self, question: &'a Question) -> Sending<'a> {
+        let _ = question;
+        Box::pin(std::future::ready(Ok(Answer::new(405))))
+    }
+}
+
+/// Which batch is asked about, and where.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Question {
+    /// The collector's base URL without a trailing slash.
+    pub endpoint: String,
+    /// The project's write key, to be sent as a bearer token.
+    pub key: String,
+    /// The batch.
+    pub batch_id: BatchId,
+    /// How long the collector may wait for the batch before it answers that it is pending.
+    pub wait: Duration,
+    /// How long the question may take as a whole.
+    pub timeout: Duration,
+}
+
+/// Shows everything but the key.
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Question")
+            .field("endpoint", &self.endpoint)
+            .field("batch_id", &self.batch_id)
+            .field("wait", &self.wait)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is to be sent, and where.

@@ -59,7 +59,9 @@ pub(crate) fn start(
         shared.worker.get_or_init(|| std::thread::current().id());
         match runtime() {
             Ok(runtime) => run(&runtime, &mut Worker::new(shared, settings, transport)),
-            Err(error) => settings.tell(&Fault::Panicked { who: "worker", message: error.to_string() }),
+            Err(error) => {
+                settings.tell(&Fault::Panicked { who: "worker", message: error.to_string() });
+            }
         }
         drop(ending);
     })?;
@@ -155,6 +157,7 @@ impl Worker {
             }
             let batch_due_ms = self.backlog.close_due(self.delivery.endpoints.any_healthy(), &mut self.tally);
             self.delivery.dispatch(&mut self.backlog, &mut self.tally);
+            self.delivery.ask();
             self.publish();
             self.answer_flushes();
             if self.is_ending() {
@@ -233,10 +236,13 @@ impl Worker {
     /// Tells the ledger, then whoever waits and `on_error`: they find in the ledger what they are told.
     fn publish(&mut self) {
         let tally = std::mem::take(&mut self.tally);
+        self.intake.release(&tally.forgotten);
         let held_events = self.hands.len() as u64 + self.backlog.events();
-        self.shared.publish(&tally.ledger, held_events, self.hands_bytes + self.backlog.memory_bytes());
+        self.shared.publish(&tally, held_events, self.hands_bytes + self.backlog.memory_bytes());
         self.answers.drain(..).for_each(|(promise, outcome)| promise.keep(outcome));
-        tally.faults.iter().for_each(|fault| self.settings.tell(fault));
+        let panics = tally.faults.iter().filter(|fault| !self.settings.tell(fault)).count();
+        // Told with the next figures: it is the telling itself that failed.
+        self.tally.ledger.on_error_panics += panics as u64;
     }
 
     /// Waits until there is something to do.
@@ -245,7 +251,9 @@ impl Worker {
         let probe_ms = self.delivery.endpoints.next_probe_ms(now_ms);
         // Events the backlog has no room for are looked at again when an answer makes room.
         let drain_ms = self.drain_ms.filter(|_| self.has_room());
-        let next_ms = [batch_due_ms, probe_ms, self.backlog.next_ms(), drain_ms].into_iter().flatten().min();
+        let final_ms = self.delivery.finals.next_ms();
+        let next_ms =
+            [batch_due_ms, probe_ms, self.backlog.next_ms(), drain_ms, final_ms].into_iter().flatten().min();
         if drain_ms.is_none() && !self.shared.may_sleep() && self.has_room() {
             return;
         }
@@ -290,7 +298,7 @@ impl Worker {
         let settled = self.tally.ledger.settled();
         let recovered = self.tally.ledger.recovered;
         let lost = (self.shared.held_events() + recovered).saturating_sub(here + settled);
-        self.tally.ledger.dropped.hook_panicked += lost;
+        self.tally.ledger.dropped.worker_panicked += lost;
         self.tally.ledger.worker_restarts += 1;
         self.tally.fault(Fault::Panicked { who: "worker", message });
         self.publish();
@@ -355,7 +363,7 @@ mod tests {
             worker.recover(panic_message(&*panicked.unwrap_err()));
         }
         let ledger = worker.shared.ledger();
-        assert_eq!((ledger.dropped.hook_panicked, ledger.pending, ledger.worker_restarts), (1, 2, 1));
+        assert_eq!((ledger.dropped.worker_panicked, ledger.pending, ledger.worker_restarts), (1, 2, 1));
         assert!(ledger.balances());
         let (promise, awaited) = crate::promise::promise();
         let deadline = Instant::now() + Duration::from_secs(60);

@@ -8,6 +8,8 @@ use crate::{Ledger, Report};
 pub(super) struct Flush {
     /// Done when every batch before this one is answered; `None` until the queue was emptied for it.
     pub(super) before_order: Option<u64>,
+    /// And when the final verdicts of every accepted batch before this one are known; `None` until all are answered.
+    pub(super) before_final: Option<u64>,
     pub(super) deadline: Option<Instant>,
     pub(super) promise: Promise<Report>,
     pub(super) before: Ledger,
@@ -27,12 +29,20 @@ impl Worker {
             match request {
                 Request::Flush { deadline, promise, before } => {
                     self.delivery.endpoints.hurry();
-                    self.flushes.push(Flush { before_order: None, deadline, promise, before });
+                    self.delivery.finals.hurry();
+                    self.flushes.push(Flush {
+                        before_order: None,
+                        before_final: None,
+                        deadline,
+                        promise,
+                        before,
+                    });
                 }
                 Request::Tell(fault) => self.tally.fault(fault),
                 Request::Settle(promise) => self.settles.push(promise),
                 Request::Shutdown { deadline, promise, before } => {
                     self.delivery.endpoints.hurry();
+                    self.delivery.finals.hurry();
                     let ending = self.ending.get_or_insert(End { deadline, waiting: Vec::new() });
                     ending.deadline = ending.deadline.min(deadline);
                     ending.waiting.push((promise, before));
@@ -59,10 +69,15 @@ impl Worker {
 
     pub(super) fn answer_flushes(&mut self) {
         let now = Instant::now();
-        for flush in std::mem::take(&mut self.flushes) {
+        for mut flush in std::mem::take(&mut self.flushes) {
             let late = flush.deadline.is_some_and(|deadline| deadline <= now);
             let timed_out = flush.before_order.is_none_or(|order| self.backlog.has_before(order));
-            if late || !timed_out {
+            let finals = &self.delivery.finals;
+            if !timed_out {
+                flush.before_final.get_or_insert(finals.next_number());
+            }
+            let is_final = flush.before_final.is_some_and(|number| !finals.has_before(number));
+            if late || (!timed_out && is_final) {
                 flush.promise.keep(Report::new(&flush.before, self.shared.ledger(), timed_out));
             } else {
                 self.flushes.push(flush);
@@ -72,7 +87,8 @@ impl Worker {
 
     pub(super) fn is_ending(&self) -> bool {
         let is_done = |ending: &End| {
-            Instant::now() >= ending.deadline || (self.hands.is_empty() && self.backlog.is_empty())
+            let done = self.hands.is_empty() && self.backlog.is_empty() && self.delivery.finals.is_empty();
+            done || Instant::now() >= ending.deadline
         };
         // The queue was emptied just before, unless the backlog had no room for it.
         self.ending.as_ref().is_some_and(is_done)

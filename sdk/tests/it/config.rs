@@ -20,6 +20,9 @@ fn a_bad_url_is_refused_with_what_to_do() {
         ("https://example .org", "white space"),
         ("https://example.org/?key=1", "a query or a fragment"),
         ("https://example.org:99999", "port"),
+        ("http://[::1", "neither a name nor an IP address"),
+        ("http://[zz]:4", "neither a name nor an IP address"),
+        ("http://%zz", "neither a name nor an IP address"),
         ("https://key@example.org", "the key is given separately"),
         ("", "no scheme"),
     ] {
@@ -32,10 +35,22 @@ fn a_bad_url_is_refused_with_what_to_do() {
 
 #[test]
 fn good_urls_pass() {
-    for url in ["http://127.0.0.1:1", "https://events.example.org/base/", "http://[::1]:4100", "http://[::1]"]
-    {
+    for url in [
+        "http://127.0.0.1:1",
+        "HTTP://localhost",
+        "https://events.example.org/base/",
+        "http://[::1]:4100",
+        "http://[::1]",
+        "https://bücher.example",
+    ] {
         Bucket::builder(url, "key").build_test().unwrap_or_else(|error| panic!("{error}"));
     }
+}
+
+#[test]
+fn a_spool_without_a_folder_is_refused() {
+    let message = refused(builder().spool("")).to_string();
+    assert!(message.contains("name a folder"), "{message}");
 }
 
 #[test]

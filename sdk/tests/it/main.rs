@@ -10,6 +10,7 @@ mod config;
 #[cfg(feature = "http")]
 mod delivery;
 mod exactly_once;
+mod finals;
 #[cfg(all(unix, feature = "http"))]
 mod fork;
 mod overflow;

@@ -76,6 +76,36 @@ fn the_oldest_make_room_also_from_the_backlog() {
 }
 
 #[test]
+fn an_id_whose_event_was_pushed_out_may_be_captured_again() {
+    let (bucket, sink) = Bucket::builder("http://test.invalid", "key")
+        .queue_bytes_max(QUEUE_BYTES)
+        .batch_events_max(1)
+        .on_overflow(Overflow::DropOldest)
+        .build_test()
+        .unwrap();
+    for _ in 0..3 {
+        sink.fail_next(503);
+    }
+    for number in 0..200 {
+        bucket.capture(large(number).id(format!("order-{number}")));
+        sink.settle();
+    }
+    let lost = bucket.stats().dropped.overflow;
+    assert!(lost > 100, "{lost}");
+    for _ in 0..10 {
+        sink.advance(Duration::from_secs(10));
+    }
+    let mut arrived = sink.events().len() as u64;
+    assert_eq!(arrived + lost, 200);
+    for number in 0..200 {
+        bucket.capture(Event::new("again").id(format!("order-{number}")));
+    }
+    arrived = sink.events().len() as u64 - arrived;
+    assert_eq!((arrived, bucket.stats().withheld.duplicate), (lost, 200 - lost), "only what was lost passes");
+    assert!(bucket.stats().balances());
+}
+
+#[test]
 fn blocking_waits_for_room_and_no_longer() {
     let bucket = silent(Overflow::Block(Duration::from_millis(30)));
     let full = (0..200).find(|number| bucket.try_capture(large(*number)).is_err());
@@ -129,6 +159,6 @@ fn one_giant_property_costs_its_own_event_alone() {
     }
     bucket.capture(Event::new("giant").prop("text", "x".repeat(9 * 1024 * 1024)));
     let stats = bucket.stats();
-    assert_eq!((stats.dropped.overflow, stats.pending + stats.dropped.invalid), (0, 101), "{stats:?}");
+    assert_eq!((stats.dropped.overflow, stats.pending + stats.dropped.too_large), (0, 101), "{stats:?}");
     end(&bucket);
 }

@@ -25,6 +25,10 @@ fn a_panicking_hook_costs_its_event_alone() {
     assert_eq!((stats.dropped.hook_panicked, stats.worker_restarts), (2, 0));
     assert!(stats.balances());
     assert_eq!(*told.lock().unwrap(), ["contained a panic of before_send: hook: no"; 2]);
+    // They are told with the next figures: it is the telling that failed.
+    bucket.capture("good");
+    assert_eq!(sink.events().len(), 3);
+    assert_eq!(bucket.stats().on_error_panics, 2);
 }
 
 /// Panics a number of times, at once or while it is polled, then stores everything.

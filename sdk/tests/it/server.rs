@@ -1,4 +1,4 @@
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use eventbucket::protocol::codec::{Format, decode};
 #[cfg(feature = "zstd")]
 use eventbucket::protocol::limits::BATCH_DECODED_BYTES_MAX;
 use eventbucket::protocol::{
-    BatchId, EVENTS_PATH, Event, EventId, Problem, Reply, SENT_AT_HEADER, Timestamp, Verdict,
+    BATCHES_PATH, BatchId, EVENTS_PATH, Event, EventId, Problem, Reply, SENT_AT_HEADER, Timestamp, Verdict,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -41,6 +41,10 @@ pub(crate) struct State {
     pub(crate) chokes_on: Option<&'static str>,
     /// A batch that holds an event of this name gets 500.
     pub(crate) fails_on: Option<&'static str>,
+    /// Batches are only queued: what becomes of them is to be asked, and isn't known for so many questions.
+    pub(crate) queues: Option<usize>,
+    finals: HashMap<String, Vec<u8>>,
+    pub(crate) questions: usize,
 }
 
 /// A batch as it came.
@@ -163,6 +167,9 @@ impl Shared {
 
 impl State {
     fn answer(&mut self, head: &str, body: Vec<u8>) -> Option<Vec<u8>> {
+        if let Some(rest) = head.strip_prefix(&format!("GET {BATCHES_PATH}/")) {
+            return Some(self.tell_final(rest.split(['?', ' ']).next()?));
+        }
         assert!(head.starts_with(&format!("POST {EVENTS_PATH} HTTP/1.1")), "{head}");
         let decoded = match header(head, "content-encoding") {
             None => body.clone(),
@@ -219,8 +226,25 @@ impl State {
             Some(Fault::WrongCount) => drop(verdicts.pop()),
             _ => {}
         }
-        let reply = serde_json::to_vec(&Reply::new(id, verdicts)).unwrap();
+        let mut reply = serde_json::to_vec(&Reply::new(id, verdicts.clone())).unwrap();
+        if self.queues.is_some() {
+            self.finals.entry(id.to_string()).or_insert(reply);
+            verdicts.fill(Verdict::Accepted);
+            reply = serde_json::to_vec(&Reply::new(id, verdicts)).unwrap();
+        }
         Some(http(200, None, "application/json", &reply))
+    }
+
+    fn tell_final(&mut self, batch: &str) -> Vec<u8> {
+        self.questions += 1;
+        match (self.finals.get(batch), self.queues.as_mut()) {
+            (Some(_), Some(left @ 1..)) => {
+                *left -= 1;
+                http(202, None, "application/json", br#"{"state":"pending"}"#)
+            }
+            (Some(reply), _) => http(200, None, "application/json", reply),
+            (None, _) => problem(404, None),
+        }
     }
 
     fn fault_for(&mut self, events: &[Event]) -> Option<Fault> {

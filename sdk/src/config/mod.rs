@@ -1,3 +1,6 @@
+/// Whether what was given can work.
+mod check;
+
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -82,16 +85,17 @@ pub(crate) struct Settings {
     pub(crate) dedup_ids_max: usize,
     pub(crate) dedup_ttl: Duration,
     pub(crate) compression: Compression,
+    pub(crate) final_verdicts: bool,
     pub(crate) on_error: Option<OnError>,
     pub(crate) clock: Clock,
 }
 
 impl Settings {
     /// Tells `on_error`. Its own panic is nobody's business but its author's, and must not stop the worker.
-    pub(crate) fn tell(&self, fault: &Fault) {
-        if let Some(on_error) = &self.on_error {
-            drop(catch_unwind(AssertUnwindSafe(|| on_error(fault))));
-        }
+    /// Tells `on_error`; says whether it came through without a panic.
+    pub(crate) fn tell(&self, fault: &Fault) -> bool {
+        let Some(on_error) = &self.on_error else { return true };
+        catch_unwind(AssertUnwindSafe(|| on_error(fault))).is_ok()
     }
 
     /// The memory that encoded events may take: the rest is for the queue.
@@ -123,6 +127,7 @@ impl Builder {
             dedup_ids_max: DEDUP_IDS,
             dedup_ttl: DEDUP_TTL,
             compression: Compression::default(),
+            final_verdicts: false,
             on_error: None,
             clock: Clock::system(),
         };
@@ -250,6 +255,14 @@ impl Builder {
         self
     }
 
+    /// Asks a collector that queues events what became of them in the end: `accepted` in the ledger turns into `stored`,
+    /// `duplicate` or `quarantined`. A flush and a shutdown then wait for it too, up to their deadline. Off unless told
+    /// otherwise: accepted events are safe, and asking costs a request per batch.
+    pub fn final_verdicts(mut self, ask: bool) -> Self {
+        self.settings.final_verdicts = ask;
+        self
+    }
+
     /// Lets a function know what goes wrong, on the worker's thread.
     pub fn on_error(mut self, hook: impl Fn(&Fault) + Send + Sync + 'static) -> Self {
         self.settings.on_error = Some(Arc::new(hook));
@@ -317,11 +330,11 @@ impl Builder {
 
     fn check(&self) -> Result<(), ConfigError> {
         let settings = &self.settings;
-        settings.endpoints.iter().try_for_each(|url| check_url(url))?;
-        check_key(&settings.key)?;
-        check_limit("batch_events_max", settings.batch_events_max, 1, BATCH_EVENTS_MAX)?;
-        check_limit("batch_bytes_max", settings.batch_bytes_max, 1, BATCH_BYTES_MAX)?;
-        check_limit("queue_bytes_max", settings.queue_bytes_max, QUEUE_BYTES_LEAST, usize::MAX)?;
+        settings.endpoints.iter().try_for_each(|url| check::url(url))?;
+        check::key(&settings.key)?;
+        check::limit("batch_events_max", settings.batch_events_max, 1, BATCH_EVENTS_MAX)?;
+        check::limit("batch_bytes_max", settings.batch_bytes_max, 1, BATCH_BYTES_MAX)?;
+        check::limit("queue_bytes_max", settings.queue_bytes_max, QUEUE_BYTES_LEAST, usize::MAX)?;
         if !(0.0..=1.0).contains(&settings.sample) {
             return Err(ConfigError::Limit {
                 setting: "sample",
@@ -333,6 +346,7 @@ impl Builder {
             return Err(ConfigError::Context(fault.clone()));
         }
         match &settings.spool {
+            Some(folder) if folder.as_os_str().is_empty() => Err(ConfigError::NoSpoolFolder),
             Some(folder) if folder.is_file() => Err(ConfigError::SpoolFolder(folder.clone())),
             _ => Ok(()),
         }
@@ -344,56 +358,4 @@ impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder").field("endpoints", &self.settings.endpoints).finish_non_exhaustive()
     }
-}
-
-fn check_limit(setting: &'static str, value: usize, min: usize, max: usize) -> Result<(), ConfigError> {
-    if (min..=max).contains(&value) {
-        return Ok(());
-    }
-    let allowed = if max == usize::MAX { format!("at least {min}") } else { format!("{min} to {max}") };
-    Err(ConfigError::Limit { setting, value: value.to_string(), allowed })
-}
-
-/// The base URL of a collector: scheme, host and perhaps port and path. The transport reads it again; this is for a
-/// clear word at the start instead of a failure at the first batch.
-fn check_url(url: &str) -> Result<(), ConfigError> {
-    let refuse = |reason| Err(ConfigError::Url { url: url.to_owned(), reason });
-    let rest = match url.split_once("://") {
-        Some(("http" | "https", rest)) => rest,
-        Some(_) => return refuse("its scheme is neither http nor https"),
-        None => return refuse("it has no scheme"),
-    };
-    if url.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return refuse("it contains white space");
-    }
-    if url.contains(['?', '#']) {
-        return refuse("it has a query or a fragment");
-    }
-    let authority = rest.split('/').next().unwrap_or_default();
-    if authority.contains('@') {
-        return refuse("it contains a user; the key is given separately");
-    }
-    let (host, port) = match authority.rsplit_once(':') {
-        // The colons of an IPv6 address stand within its brackets.
-        Some((host, port)) if !port.contains(']') => (host, Some(port)),
-        _ => (authority, None),
-    };
-    if host.is_empty() {
-        return refuse("it has no host");
-    }
-    match port.map(str::parse::<u16>) {
-        Some(Err(_)) => refuse("its port is no number from 0 to 65535"),
-        _ => Ok(()),
-    }
-}
-
-/// A key travels in a header.
-fn check_key(key: &str) -> Result<(), ConfigError> {
-    if key.is_empty() {
-        return Err(ConfigError::Key { reason: "is empty" });
-    }
-    if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(ConfigError::Key { reason: "contains white space or characters that aren't ASCII" });
-    }
-    Ok(())
 }
