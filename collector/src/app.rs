@@ -1,24 +1,29 @@
 //! The composition root: the only place that names backends. Starts everything in the order in which it depends on each
 //! other, and stops it the other way round.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use eventbucket_protocol::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::bus::{self, Bus};
-use crate::cache::Cache;
-use crate::config::Config;
+use crate::bus::{self, Bus, DeadLetters, RabbitOptions};
+use crate::cache::{self, Cache, Node, RedisOptions};
+use crate::config::{Config, LimitsConfig, Role, ServerUrl};
 use crate::edge::{self, Health, Tls, TlsError};
 use crate::ingest::Ingest;
 use crate::project::AccountId;
 use crate::query::Reader;
 use crate::shutdown::{Ended, Stage};
-use crate::store::{self, Access, DATABASE_FILE, NewProject, SqliteOptions, Store, StoreLock};
+use crate::store::{
+    self, Access, DATABASE_FILE, NewProject, PostgresOptions, SqliteOptions, Store, StoreLock,
+};
 use crate::telemetry::metrics::Metrics;
 use crate::workers;
 
@@ -44,7 +49,10 @@ const STORAGE_TIMEOUT: Duration = Duration::from_secs(30);
 pub enum Error {
     /// The data folder or what is in it.
     #[error(transparent)]
-    Store(#[from] store::Error),
+    Store(store::Error),
+    /// The disk of the data folder. A running collector goes on by itself; one that couldn't start doesn't.
+    #[error("the disk is full; free some space, then start it again")]
+    DiskFull,
     /// The address.
     #[error("{}", bind_words(*.address, .source))]
     Bind {
@@ -53,12 +61,27 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The broker.
+    #[error(transparent)]
+    Bus(#[from] bus::Error),
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] cache::Error),
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The free space on the disk.
     #[error("the free space of the data folder's disk can't be read: {0}")]
     Disk(io::Error),
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::DiskFull => Self::DiskFull,
+            other => Self::Store(other),
+        }
+    }
 }
 
 fn bind_words(address: SocketAddr, source: &io::Error) -> String {
@@ -86,42 +109,101 @@ pub struct Running {
     first_start: Option<NewProject>,
     edge_stop: CancellationToken,
     edge: Stage,
-    bus: Bus,
     storage: Stage,
     insight: Stage,
-    store: Store,
+    registry: Stage,
+    foundation: Foundation,
+    node_id: String,
     drain_timeout: Duration,
     catch_up_timeout: Duration,
-    _lock: Arc<StoreLock>,
 }
 
-/// Starts a collector: lock, store, listener, first project, workers, edge. The listener is bound before the first project
-/// is made: its keys are shown once, so nothing may fail between making and showing them.
+/// What everything else stands on.
+struct Foundation {
+    store: Store,
+    bus: Bus,
+    cache: Cache,
+    /// Held while a data folder is served.
+    _lock: Option<Arc<StoreLock>>,
+}
+
+impl Foundation {
+    async fn lay(config: &Config) -> Result<Self, Error> {
+        let (store, lock) = match &config.store.url {
+            Some(url) => {
+                let accounts = config.store.accounts_url.as_ref().map(ServerUrl::secret);
+                (Store::postgres(PostgresOptions::parse(url.secret(), accounts)?).await?, None)
+            }
+            None => {
+                let lock = Arc::new(Store::lock(&config.data)?);
+                (Store::sqlite(SqliteOptions::new(config.data.join(DATABASE_FILE)))?, Some(lock))
+            }
+        };
+        let bus = match broker(config) {
+            Some(options) => Bus::rabbitmq(options).await?,
+            None => Bus::in_process(bus::Limits::default()),
+        };
+        let cache = match &config.cache_url {
+            Some(url) => Cache::redis(RedisOptions::new(url.secret())?).await?,
+            None => Cache::memory(),
+        };
+        Ok(Self { store, bus, cache, _lock: lock })
+    }
+}
+
+fn broker(config: &Config) -> Option<RabbitOptions> {
+    let mut options = RabbitOptions::new(config.bus.url.clone()?);
+    options.shards = u16::try_from(config.bus.shards).unwrap_or(u16::MAX);
+    options.writers = config.bus.writers;
+    Some(options)
+}
+
+/// Takes hold of the messages that nobody could process; `None` for a configuration without a broker.
 ///
 /// # Errors
-/// When the folder, the database or the address can't be used.
+/// When the broker can't be used.
+pub async fn dead_letters(config: &Config) -> Result<Option<DeadLetters>, bus::Error> {
+    match broker(config) {
+        Some(options) => Bus::rabbitmq(options).await?.dead_letters().await,
+        None => Ok(None),
+    }
+}
+
+/// Starts a collector: what it stands on, listener, first project, workers, edge. The listener is bound before the first
+/// project is made: its keys are shown once, so nothing may fail between making and showing them.
+///
+/// # Errors
+/// When the folder, a server or the address can't be used.
 pub async fn start(config: &Config) -> Result<Running, Error> {
-    let lock = Arc::new(Store::lock(&config.data)?);
-    let store = Store::sqlite(SqliteOptions::new(config.data.join(DATABASE_FILE)))?;
+    let foundation = Foundation::lay(config).await?;
+    let Foundation { store, bus, cache, .. } = &foundation;
     let tls = config.tls.as_ref().map(Tls::load).transpose()?;
-    let health = Health::new(&config.data, config.edge.free_disk_min).map_err(Error::Disk)?;
+    let health = health(config)?;
     let listener = bind(config.listen).await?;
     let address = listener.local_addr().map_err(|source| Error::Bind { address: config.listen, source })?;
-    let first_start = first_start(&store).await?;
-
-    let bus = Bus::in_process(bus::Limits::default());
-    let cache = Cache::memory();
+    let first_start = first_start(store).await?;
     let metrics = Metrics::new();
     metrics.install();
 
     let root = CancellationToken::new();
-    let (storage, insight) = (Stage::new("storage", &root), Stage::new("insight", &root));
-    insight.spawn(workers::insight::run(bus.clone(), store.clone(), cache.clone(), insight.token()));
-    storage.spawn(workers::storage::run(bus.clone(), store.clone(), storage.token()));
+    let [storage, insight, registry] = ["storage", "insight", "registry"].map(|name| Stage::new(name, &root));
+    if config.roles.has(Role::Insight) {
+        insight.spawn(workers::insight::run(bus.clone(), store.clone(), cache.clone(), insight.token()));
+    }
+    if config.roles.has(Role::Storage) {
+        storage.spawn(workers::storage::run(bus.clone(), store.clone(), cache.clone(), storage.token()));
+        if let Some(age) = config.store.retention {
+            registry.spawn(workers::retention::run(store.clone(), cache.clone(), age, registry.token()));
+        }
+    }
+    let node = node(config, address);
+    let node_id = node.id.clone();
+    let (heart, token) = (cache.clone(), registry.token());
+    registry.spawn(async move { heart.heartbeats(node, token).await });
 
-    let ingest = Ingest::new(bus.clone(), store.clone(), cache.clone());
-    let query = Reader::new(store.clone(), cache, bus.clone());
-    let state = edge::State::new(ingest, query, health, config.edge.clone(), metrics);
+    let ingest = Ingest::new(bus.clone(), store.clone(), cache.clone()).with_limits(limits(config));
+    let query = Reader::new(store.clone(), cache.clone());
+    let state = edge::State::new(ingest, query, health, config.edge.clone(), metrics).for_roles(config.roles);
     let (edge, edge_stop) = (Stage::new("edge", &root), root.child_token());
     edge.spawn(listen(listener, state, tls, edge_stop.clone(), edge.token()));
 
@@ -130,14 +212,59 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
         first_start,
         edge_stop,
         edge,
-        bus,
         storage,
         insight,
-        store,
+        registry,
+        foundation,
+        node_id,
         drain_timeout: config.edge.drain_timeout,
         catch_up_timeout: config.catch_up_timeout,
-        _lock: lock,
     })
+}
+
+/// Only what keeps something on a disk of its own has to watch one.
+fn health(config: &Config) -> Result<Health, Error> {
+    let folder = match (&config.store.url, &config.edge.spool) {
+        (None, _) => &config.data,
+        (Some(_), Some(spool)) => spool,
+        (Some(_), None) => return Ok(Health::without_disk()),
+    };
+    Health::new(folder, config.edge.free_disk_min).map_err(Error::Disk)
+}
+
+fn limits(config: &Config) -> cache::Limits {
+    /// The burst where none is told: what a rate allows in ten seconds, so that a client that was away may catch up.
+    const BURST_S: u64 = 10;
+    let LimitsConfig { events_per_s, burst, events_per_day, events_per_month } = config.edge.limits;
+    let rate = events_per_s.map(|events_per_s| {
+        let burst = burst.unwrap_or(events_per_s.saturating_mul(BURST_S));
+        cache::RateLimit { events_per_s, burst }
+    });
+    cache::Limits { rate, quota: cache::Quota { per_day: events_per_day, per_month: events_per_month } }
+}
+
+/// What others are told of this process.
+fn node(config: &Config, address: SocketAddr) -> Node {
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let listening = (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}"));
+    let advertised = config.edge.advertise.as_ref().map(|url| url.secret().trim_end_matches('/').to_owned());
+    Node {
+        id: Uuid::now_v7().to_string(),
+        roles: config.roles.iter().map(|role| role.name().to_owned()).collect(),
+        address: advertised.or(listening),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_ms: Timestamp::from_system(SystemTime::now()).ms(),
+        last_seen_ms: 0,
+    }
+}
+
+/// Connects to the servers that collectors stand on, without being one of them.
+///
+/// # Errors
+/// When a server can't be used.
+pub async fn servers(config: &Config) -> Result<(Store, Bus, Cache), Error> {
+    let Foundation { store, bus, cache, .. } = Foundation::lay(config).await?;
+    Ok((store, bus, cache))
 }
 
 /// Opens what is in a data folder, beside a collector that may be serving it: the store, and a reader in front of it.
@@ -148,7 +275,7 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
 pub fn beside(folder: &Path, manage: bool) -> Result<(Store, Reader), store::Error> {
     let access = if manage { Access::ReadWrite } else { Access::ReadOnly };
     let store = Store::sqlite_beside(&folder.join(DATABASE_FILE), access)?;
-    let reader = Reader::new(store.clone(), Cache::memory(), Bus::in_process(bus::Limits::default()));
+    let reader = Reader::new(store.clone(), Cache::memory());
     Ok((store, reader))
 }
 
@@ -200,28 +327,34 @@ impl Running {
 
     /// Waits until a stage ends that shouldn't, and names it. Cancel-safe: it only looks.
     pub async fn broken(&self) -> &'static str {
+        // A stage that this process has no role for has no tasks, and ends nothing.
+        let ended =
+            async |stage: &Stage| if stage.is_empty() { pending().await } else { stage.ended().await };
         tokio::select! {
-            () = self.edge.ended() => "edge",
-            () = self.storage.ended() => "storage",
-            () = self.insight.ended() => "insight",
+            () = ended(&self.edge) => "edge",
+            () = ended(&self.storage) => "storage",
+            () = ended(&self.insight) => "insight",
         }
     }
 
-    /// Stops in the order in which events flow, so that whatever was taken in goes all the way: intake, bus, storage,
-    /// insight, store. Nothing that was acknowledged is lost wherever this is cut short: it is on disk already.
+    /// Stops in the order in which events flow, so that whatever was taken in goes all the way: registry, intake, bus,
+    /// storage, insight, store. Nothing that was acknowledged is lost wherever this is cut short: it is on disk already.
     ///
     /// # Errors
     /// When the store couldn't be closed; what was confirmed is safe all the same.
     pub async fn stop(self) -> Result<(), Error> {
+        let Foundation { store, bus, cache, _lock } = self.foundation;
+        self.registry.cancel().await;
+        cache.close(&self.node_id).await;
         self.edge_stop.cancel();
         self.edge.finish(self.drain_timeout + EDGE_GRACE).await;
-        self.bus.close();
+        bus.close();
         self.storage.finish(STORAGE_TIMEOUT).await;
         // Insight ends when nobody can announce anything any more.
-        drop(self.bus);
+        drop(bus);
         if self.insight.finish(self.catch_up_timeout).await == Ended::Cancelled {
             tracing::info!("the counts are behind the log and catch up at the next start");
         }
-        Ok(self.store.close().await?)
+        store.close().await.map_err(Error::Store)
     }
 }

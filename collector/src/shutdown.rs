@@ -91,6 +91,18 @@ impl Stage {
         self.tasks.spawn(task);
     }
 
+    /// Says whether the stage has nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Tells the stage's tasks to end at once, and waits for it.
+    pub async fn cancel(&self) {
+        self.cancel.cancel();
+        self.ended().await;
+    }
+
     /// Says whether all tasks have ended, for a stage that should be running.
     pub async fn ended(&self) {
         self.tasks.close();

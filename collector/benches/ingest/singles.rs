@@ -58,7 +58,7 @@ impl WithoutStoring {
         let made = store.create_project(account, "bench").await.unwrap();
         let (bus, cache, stop) =
             (Bus::in_process(bus::Limits::default()), Cache::memory(), CancellationToken::new());
-        let mut accepted = bus.accepted().unwrap();
+        let mut accepted = bus.accepted().pop().unwrap();
         tokio::spawn(async move {
             while let Some(deliveries) = accepted.next(10_000, 256).await {
                 for delivery in deliveries {
@@ -70,7 +70,7 @@ impl WithoutStoring {
         let config = EdgeConfig::default();
         let health = Health::new(folder.path(), config.free_disk_min).unwrap();
         let ingest = Ingest::new(bus.clone(), store.clone(), cache.clone());
-        let state = edge::State::new(ingest, Reader::new(store, cache, bus), health, config, Metrics::new());
+        let state = edge::State::new(ingest, Reader::new(store, cache), health, config, Metrics::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(edge::serve(listener, state, None, stop.clone()));

@@ -100,8 +100,18 @@ CREATE TABLE ranges (
     stored      INTEGER NOT NULL,
     duplicate   INTEGER NOT NULL,
     quarantined INTEGER NOT NULL,
-    rejected    INTEGER NOT NULL
+    rejected    INTEGER NOT NULL,
+    -- A batch too large for one message comes in parts, each with a row.
+    part        INTEGER NOT NULL,
+    parts       INTEGER NOT NULL,
+    -- NULL when everything was stored; otherwise runs in the order of the events, like `stored*400,duplicate*100`.
+    verdicts    TEXT,
+    -- NULL when nothing was refused on arrival; otherwise places of the body with their codes, like `3:invalid_name`.
+    refused     TEXT
 ) STRICT;
+
+-- Serves the final verdicts of a batch. Costs 30 B and about 1 us a batch.
+CREATE INDEX ranges_batch ON ranges (project, batch);
 
 -- How far each generation of a view has come, and which generation is read. `applied_to` is moved in the transaction of
 -- what was applied.

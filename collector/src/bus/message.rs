@@ -1,6 +1,6 @@
 //! What stages send each other.
 
-use eventbucket_protocol::{BatchId, Event, Timestamp, Verdict};
+use eventbucket_protocol::{BatchId, Code, Event, Timestamp, Verdict};
 
 use crate::project::ProjectId;
 
@@ -17,8 +17,44 @@ pub struct ValidBatch {
     pub skew_ms: Option<i64>,
     /// The events that passed, in the order of the body.
     pub events: Vec<Event>,
-    /// How many events of the body were refused before they came here; part of the ledger.
-    pub rejected: u32,
+    /// Which of `events`, by place and in order, came without a time: theirs is `received`, by our clock.
+    pub undated: Vec<usize>,
+    /// What of the body was refused before it came here, in the order of its places; part of the ledger.
+    pub refused: Vec<Refused>,
+    /// Which part of the batch this is, from 0: one that is too large for one message travels in several, the first of
+    /// which carries `refused`.
+    pub part: u16,
+    /// How many parts there are.
+    pub parts: u16,
+}
+
+/// An event that was refused before it had a chance to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Its place in the body, from 0.
+    pub place: u32,
+    /// Why.
+    pub code: Code,
+}
+
+impl ValidBatch {
+    /// How many events of the body were refused, for the ledger.
+    #[must_use]
+    pub fn rejected(&self) -> u64 {
+        self.refused.len() as u64
+    }
+
+    /// Says whether the sender gave the time of the event at a place.
+    #[must_use]
+    pub fn is_dated(&self, place: usize) -> bool {
+        self.undated.binary_search(&place).is_err()
+    }
+
+    /// What to add to the time of the event at a place: a sender's clock can be wrong only about times it gave.
+    #[must_use]
+    pub fn skew_ms_at(&self, place: usize) -> Option<i64> {
+        self.skew_ms.filter(|_| self.is_dated(place))
+    }
 }
 
 /// What became of a [`ValidBatch`]: one verdict an event in it, in order.
@@ -37,4 +73,18 @@ pub struct StoredRange {
     pub first: u64,
     /// The last position; `first - 1` when nothing was new.
     pub last: u64,
+}
+
+impl StoredRange {
+    /// What followers of the live tail are told: that the log goes this far.
+    #[must_use]
+    pub fn announcement(&self) -> [u8; 8] {
+        self.last.to_le_bytes()
+    }
+}
+
+/// Reads an announcement; `None` for one that a newer version wrote.
+#[must_use]
+pub fn position_announced(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_le_bytes)
 }

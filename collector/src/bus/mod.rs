@@ -6,10 +6,24 @@ pub mod message;
 /// The bus within one process.
 mod in_process;
 
+/// The bus on RabbitMQ.
+mod rabbitmq;
+
+/// How what waits is written for other processes.
+mod wire;
+
+/// How soon there is room again.
+mod rate;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-pub use in_process::{Accepted, Limits, RangeReceiver, Ticket};
+use tokio::sync::{broadcast, mpsc};
+
+pub use in_process::Limits;
 use message::{Published, StoredRange, ValidBatch};
+pub use rabbitmq::{DeadLetter, DeadLetters, RabbitOptions};
+use rate::DrainRate;
 
 use crate::store;
 
@@ -20,6 +34,7 @@ pub struct Bus(Backend);
 #[derive(Clone)]
 enum Backend {
     InProcess(in_process::InProcess),
+    RabbitMq(rabbitmq::RabbitMq),
 }
 
 /// Why a batch wasn't taken.
@@ -35,6 +50,14 @@ pub enum Error {
     /// The collector is stopping.
     #[error("the collector is stopping; send again")]
     Closed,
+    /// The broker can't be used; nothing is known of the batch.
+    #[error("{reason}")]
+    Unavailable {
+        /// What is wrong with it.
+        reason: Arc<str>,
+        /// When it should be back.
+        retry_after: Duration,
+    },
     /// Storage failed; nothing is known of the batch.
     #[error("the batch could not be stored: {0}")]
     Storage(#[source] store::Error),
@@ -46,7 +69,7 @@ impl Error {
     pub fn status(&self) -> u16 {
         match self {
             Self::Full { .. } => 429,
-            Self::Closed => 503,
+            Self::Closed | Self::Unavailable { .. } => 503,
             Self::Storage(error) => error.status(),
         }
     }
@@ -55,7 +78,7 @@ impl Error {
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {
         match self {
-            Self::Full { retry_after } => Some(*retry_after),
+            Self::Full { retry_after } | Self::Unavailable { retry_after, .. } => Some(*retry_after),
             Self::Closed => Some(Duration::from_secs(1)),
             Self::Storage(error) => error.retry(),
         }
@@ -79,7 +102,94 @@ pub enum Hint {
     Missed,
 }
 
+/// A receiving end of accepted batches.
+pub struct Accepted(Taking);
+
+enum Taking {
+    InProcess(in_process::Taking),
+    RabbitMq(rabbitmq::Taking),
+}
+
+impl Accepted {
+    /// Waits for batches and takes all that are there, up to `events_max` events and `batches_max` batches but at least
+    /// one. `None` when the bus is closed and everything has been taken. Cancel-safe: nothing is taken before it returns.
+    pub async fn next(&mut self, events_max: usize, batches_max: usize) -> Option<Vec<Delivery>> {
+        match &mut self.0 {
+            Taking::InProcess(taking) => taking.next(events_max, batches_max).await,
+            Taking::RabbitMq(taking) => taking.next(events_max, batches_max).await,
+        }
+    }
+}
+
+/// Whoever waits for a batch's verdicts: its publisher, or the broker that keeps it until it is stored.
+pub struct Ticket(Waiting);
+
+enum Waiting {
+    InProcess(in_process::Place),
+    Durable(Arc<rabbitmq::Taken>),
+}
+
+impl Ticket {
+    fn in_process(place: in_process::Place) -> Self {
+        Self(Waiting::InProcess(place))
+    }
+
+    fn durable(taken: Arc<rabbitmq::Taken>) -> Self {
+        Self(Waiting::Durable(taken))
+    }
+
+    /// Says what became of the batch. One that was not stored comes again from a durable bus.
+    pub fn answer(self, outcome: Result<Published, Error>) {
+        match self.0 {
+            Waiting::InProcess(place) => place.answer(outcome),
+            Waiting::Durable(taken) => taken.answered(outcome.is_ok()),
+        }
+    }
+}
+
+/// A view's ear.
+pub struct RangeReceiver(Ear);
+
+enum Ear {
+    InProcess(broadcast::Receiver<StoredRange>),
+    RabbitMq(mpsc::Receiver<Hint>),
+}
+
+impl RangeReceiver {
+    /// Waits for the next range; `None` when the bus is gone. Cancel-safe.
+    pub async fn recv(&mut self) -> Option<Hint> {
+        match &mut self.0 {
+            Ear::InProcess(ranges) => match ranges.recv().await {
+                Ok(range) => Some(Hint::Range(range)),
+                Err(broadcast::error::RecvError::Lagged(_)) => Some(Hint::Missed),
+                Err(broadcast::error::RecvError::Closed) => None,
+            },
+            Ear::RabbitMq(hints) => hints.recv().await,
+        }
+    }
+
+    /// Takes the next range if one is there.
+    pub fn try_recv(&mut self) -> Option<Hint> {
+        match &mut self.0 {
+            Ear::InProcess(ranges) => match ranges.try_recv() {
+                Ok(range) => Some(Hint::Range(range)),
+                Err(broadcast::error::TryRecvError::Lagged(_)) => Some(Hint::Missed),
+                Err(_) => None,
+            },
+            Ear::RabbitMq(hints) => hints.try_recv().ok(),
+        }
+    }
+}
+
 impl Bus {
+    /// Connects to a RabbitMQ and declares what the bus needs there.
+    ///
+    /// # Errors
+    /// When it can't be reached or used; afterwards connections come back by themselves.
+    pub async fn rabbitmq(options: RabbitOptions) -> Result<Self, Error> {
+        Ok(Self(Backend::RabbitMq(rabbitmq::RabbitMq::start(options).await?)))
+    }
+
     /// Makes a bus within this process, bounded by `limits`.
     #[must_use]
     pub fn in_process(limits: Limits) -> Self {
@@ -94,14 +204,30 @@ impl Bus {
     pub async fn publish(&self, batch: ValidBatch) -> Result<Published, Error> {
         match &self.0 {
             Backend::InProcess(bus) => bus.publish(batch).await,
+            Backend::RabbitMq(bus) => bus.publish(batch).await,
         }
     }
 
-    /// Takes the receiving end of accepted batches; there is one, so the second call gets `None`.
+    /// Takes the receiving ends of accepted batches, one for each writer. They are there once: the second call gets none.
     #[must_use]
-    pub fn accepted(&self) -> Option<Accepted> {
+    pub fn accepted(&self) -> Vec<Accepted> {
         match &self.0 {
-            Backend::InProcess(bus) => bus.accepted(),
+            Backend::InProcess(bus) => {
+                bus.accepted().map(|taking| Accepted(Taking::InProcess(taking))).into_iter().collect()
+            }
+            Backend::RabbitMq(bus) => {
+                bus.accepted().into_iter().map(|taking| Accepted(Taking::RabbitMq(taking))).collect()
+            }
+        }
+    }
+
+    /// Says whether what was accepted outlives this process: then a batch that can't be stored yet is held until it can,
+    /// and nobody is told to send it again.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        match &self.0 {
+            Backend::InProcess(_) => false,
+            Backend::RabbitMq(_) => true,
         }
     }
 
@@ -109,6 +235,18 @@ impl Bus {
     pub fn announce(&self, ranges: &[StoredRange]) {
         match &self.0 {
             Backend::InProcess(bus) => bus.announce(ranges),
+            Backend::RabbitMq(bus) => bus.announce(ranges),
+        }
+    }
+
+    /// Throws away every announcement that waits at the broker, as a loss of its queue would.
+    ///
+    /// # Errors
+    /// When the broker can't be used.
+    pub async fn forget_ranges(&self) -> Result<(), Error> {
+        match &self.0 {
+            Backend::InProcess(_) => Ok(()),
+            Backend::RabbitMq(bus) => bus.forget_ranges().await,
         }
     }
 
@@ -116,7 +254,8 @@ impl Bus {
     #[must_use]
     pub fn ranges(&self) -> RangeReceiver {
         match &self.0 {
-            Backend::InProcess(bus) => bus.ranges(),
+            Backend::InProcess(bus) => RangeReceiver(Ear::InProcess(bus.ranges())),
+            Backend::RabbitMq(bus) => RangeReceiver(Ear::RabbitMq(bus.ranges())),
         }
     }
 
@@ -124,14 +263,57 @@ impl Bus {
     pub fn close(&self) {
         match &self.0 {
             Backend::InProcess(bus) => bus.close(),
+            Backend::RabbitMq(bus) => bus.close(),
         }
     }
 
-    /// How many events are waiting to be stored.
+    /// Closes and waits until a broker knows which of the batches it gave out are stored, so that none of them comes again.
+    pub async fn finish(&self) {
+        match &self.0 {
+            Backend::InProcess(bus) => bus.close(),
+            Backend::RabbitMq(bus) => bus.finish().await,
+        }
+    }
+
+    /// How many events are waiting to be stored in this process: none with a broker, which keeps them itself.
     #[must_use]
     pub fn waiting(&self) -> usize {
         match &self.0 {
             Backend::InProcess(bus) => bus.waiting(),
+            Backend::RabbitMq(_) => 0,
+        }
+    }
+
+    /// Says whether batches are being taken right now: what readiness is made of.
+    ///
+    /// # Errors
+    /// What is wrong with the broker.
+    pub fn serving(&self) -> Result<(), Error> {
+        match &self.0 {
+            Backend::InProcess(_) => Ok(()),
+            Backend::RabbitMq(bus) => bus.serving(),
+        }
+    }
+
+    /// Puts a batch that can't be stored for its own sake to the dead letters, where there are any.
+    ///
+    /// # Errors
+    /// When the broker doesn't take it.
+    pub async fn bury(&self, batch: &ValidBatch, reason: &str) -> Result<(), Error> {
+        match &self.0 {
+            Backend::InProcess(_) => Ok(()),
+            Backend::RabbitMq(bus) => bus.bury(batch, reason).await,
+        }
+    }
+
+    /// Takes hold of the messages that nobody could process.
+    ///
+    /// # Errors
+    /// When the broker can't be used.
+    pub async fn dead_letters(&self) -> Result<Option<DeadLetters>, Error> {
+        match &self.0 {
+            Backend::InProcess(_) => Ok(None),
+            Backend::RabbitMq(bus) => bus.dead_letters().await.map(Some),
         }
     }
 }

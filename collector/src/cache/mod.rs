@@ -1,16 +1,50 @@
-//! What can be lost at any moment: grants of keys, live counters. Everything here is rebuilt from the store.
+//! What can be lost at any moment: grants of keys, live counters, limits, locks, who is there. Everything here is rebuilt
+//! from the store, or ends by itself. A cache that is away fails no request: it answers `None` or `false` at once.
+
+/// What keys may do.
+mod keys;
+
+/// Live counters.
+mod counters;
+
+/// The live tail.
+mod tail;
+
+/// Jobs that one process does at a time.
+mod lock;
+
+/// The processes of a collector.
+mod node;
+
+/// How fast and how much a project may send.
+mod limits;
 
 /// The cache within one process.
 mod memory;
 
-use std::collections::BTreeMap;
+/// The cache that several processes share.
+mod redis;
+
+/// Why a cache can't be used.
+mod error;
+
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::project::{KeyHash, ProjectId, Standing};
 use crate::store::{Applied, CountTotals};
 
-/// Names a project may have before its live counters are no longer kept: 100,000 names of 100 B are 10 MB. Counts then
-/// come from the store.
-pub const COUNTER_NAMES_MAX: usize = 100_000;
+pub use counters::{COUNTER_NAMES_MAX, Counters, CountersState};
+pub use error::Error;
+pub use keys::{Asked, Recalled};
+pub use limits::{Bound, Left, Limits, Quota, RateLimit, Taken, Used};
+pub use lock::LockGuard;
+pub use node::{HEARTBEAT_PERIOD, NODE_TTL, Node};
+pub use redis::RedisOptions;
+pub use tail::{TAIL_BYTES_MAX, Tail, TailReceiver};
 
 /// The cache, whatever stands behind it. Clones share it.
 #[derive(Clone)]
@@ -19,17 +53,7 @@ pub struct Cache(Backend);
 #[derive(Clone)]
 enum Backend {
     Memory(memory::Memory),
-}
-
-/// The live count of every name of a project.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// The generation of the counts they follow.
-    pub generation: u64,
-    /// The last position they contain.
-    pub applied_to: u64,
-    /// How many events of each name.
-    pub per_name: BTreeMap<String, u64>,
+    Redis(redis::Redis),
 }
 
 impl Cache {
@@ -39,54 +63,204 @@ impl Cache {
         Self(Backend::Memory(memory::Memory::new()))
     }
 
-    /// Recalls what the store said of a key, unknown ones included: a flood of wrong keys asks it no more than once a second.
-    /// Entries live for one second, so that a revoked key stops working within one.
-    pub async fn standing(&self, hash: &KeyHash) -> Option<Standing> {
+    /// Connects to Redis. Later it connects again by itself, and everything that can't be asked meanwhile is "not known".
+    ///
+    /// # Errors
+    /// When the server can't be reached now, or refuses the user or password.
+    pub async fn redis(options: RedisOptions) -> Result<Self, Error> {
+        redis::Redis::start(options).await.map(|redis| Self(Backend::Redis(redis)))
+    }
+
+    /// Says whether the cache can be asked right now. A collector is ready without it, only slower.
+    ///
+    /// # Errors
+    /// [`Error::Away`] with what was tried last.
+    pub fn serving(&self) -> Result<(), Error> {
         match &self.0 {
-            Backend::Memory(memory) => memory.standing(hash),
+            Backend::Memory(_) => Ok(()),
+            Backend::Redis(redis) => redis.serving(),
         }
     }
 
-    /// Remembers what the store said of a key.
-    pub async fn remember(&self, hash: KeyHash, standing: Standing) {
+    /// Forgets everything that is kept for all processes, as a loss of the server would: what is asked next is asked of the
+    /// store. Returns how many keys that were; `None` when the cache is away, or is this process' memory.
+    pub async fn wipe(&self) -> Option<u64> {
         match &self.0 {
-            Backend::Memory(memory) => memory.remember(hash, standing),
+            Backend::Memory(_) => None,
+            Backend::Redis(redis) => redis.wipe().await,
         }
     }
 
-    /// Forgets every key at once, after one was made or revoked here.
-    pub async fn forget_keys(&self) {
+    /// Gives back what was taken of limits and takes the node off the list, before the process ends.
+    pub async fn close(&self, node_id: &str) {
         match &self.0 {
-            Backend::Memory(memory) => memory.forget_keys(),
+            Backend::Memory(memory) => memory.leave(),
+            Backend::Redis(redis) => {
+                redis.give_back_all().await;
+                redis.leave(node_id).await;
+            }
+        }
+    }
+}
+
+/// What keys may do.
+impl Cache {
+    /// Recalls what the store said of a key, unknown ones included: a flood of one wrong key asks it no more than once a
+    /// second. What is said here is at most a second old, so that a revoked key stops working within one.
+    pub async fn standing(&self, hash: &KeyHash) -> Recalled {
+        match &self.0 {
+            Backend::Memory(memory) => memory.keys.recall(hash),
+            Backend::Redis(redis) => redis.standing(hash).await,
         }
     }
 
-    /// Adds exactly what was added to the stored counts. `false` when it doesn't follow on what is here: then nothing was
-    /// added and the counters are to be reset from the store.
-    pub async fn count_up(&self, project: ProjectId, applied: &Applied) -> bool {
+    /// Remembers what the store said of a key, unless keys were made or revoked since it was asked.
+    pub async fn remember(&self, hash: KeyHash, standing: Standing, asked: Asked) {
         match &self.0 {
-            Backend::Memory(memory) => memory.count_up(project, applied),
+            Backend::Memory(memory) => memory.keys.remember(hash, standing, &asked),
+            Backend::Redis(redis) => redis.remember(hash, standing, asked).await,
         }
     }
 
-    /// Recalls the live counters; `None` when there are none, or more names than are kept.
+    /// Forgets every key at once, after one was made or revoked in the store: here now, in other processes within a second.
+    /// `false` when Redis couldn't be told: then processes that still reach it may believe what they knew for up to a
+    /// minute, or until this one reaches it again.
+    pub async fn forget_keys(&self) -> bool {
+        match &self.0 {
+            Backend::Memory(memory) => {
+                memory.keys.forget();
+                true
+            }
+            Backend::Redis(redis) => redis.forget_keys().await,
+        }
+    }
+}
+
+/// Live counters.
+impl Cache {
+    /// Adds exactly what was added to the stored counts of a log with that epoch. `false` when it doesn't follow on what is
+    /// here: then the counters are to be reset from the store.
+    pub async fn count_up(&self, project: ProjectId, epoch: Uuid, applied: &Applied) -> bool {
+        match &self.0 {
+            Backend::Memory(memory) => memory.counters.count_up(project, epoch, applied),
+            Backend::Redis(redis) => redis.count_up(project, epoch, applied).await,
+        }
+    }
+
+    /// Recalls the live counters, all of them; `None` when there are none, or more names than are kept.
     pub async fn counters(&self, project: ProjectId) -> Option<Counters> {
         match &self.0 {
-            Backend::Memory(memory) => memory.counters(project),
+            Backend::Memory(memory) => memory.counters.all(project),
+            Backend::Redis(redis) => redis.counters(project).await,
         }
     }
 
-    /// Recalls the generation and `applied_to` of the live counters alone.
-    pub async fn counters_state(&self, project: ProjectId) -> Option<(u64, u64)> {
+    /// Recalls alone what the live counters follow, and how far.
+    pub async fn counters_state(&self, project: ProjectId) -> Option<CountersState> {
         match &self.0 {
-            Backend::Memory(memory) => memory.counters_state(project),
+            Backend::Memory(memory) => memory.counters.state(project),
+            Backend::Redis(redis) => redis.counters_state(project).await,
         }
     }
 
-    /// Replaces the live counters by what the store holds.
-    pub async fn reset(&self, project: ProjectId, totals: CountTotals) {
+    /// Replaces the live counters by what the store holds; `false` when they are further already.
+    pub async fn reset(&self, project: ProjectId, epoch: Uuid, totals: CountTotals) -> bool {
         match &self.0 {
-            Backend::Memory(memory) => memory.reset(project, totals),
+            Backend::Memory(memory) => memory.counters.reset(project, epoch, totals),
+            Backend::Redis(redis) => redis.reset(project, epoch, &totals).await,
+        }
+    }
+}
+
+/// The live tail.
+impl Cache {
+    /// Hands bytes to all followers of the tail, in every process. Never waits: `false` when there was no room or they are
+    /// over [`TAIL_BYTES_MAX`]; followers are told that something is missing.
+    pub fn publish_tail(&self, project: ProjectId, bytes: &[u8]) -> bool {
+        match &self.0 {
+            Backend::Memory(memory) => {
+                let fits = bytes.len() <= TAIL_BYTES_MAX;
+                let bytes = bytes::Bytes::copy_from_slice(bytes);
+                memory.tail.send(if fits { Tail::Message { project, bytes } } else { Tail::Missed });
+                fits
+            }
+            Backend::Redis(redis) => redis.publish_tail(project, bytes),
+        }
+    }
+
+    /// Follows the tail of all projects, from now on. With Redis [`Tail::Missed`] is heard as soon as the subscription
+    /// stands, and again whenever it had to be made anew.
+    #[must_use]
+    pub fn subscribe_tail(&self) -> TailReceiver {
+        match &self.0 {
+            Backend::Memory(memory) => memory.tail.subscribe(),
+            Backend::Redis(redis) => redis.subscribe_tail(),
+        }
+    }
+}
+
+/// Who does what.
+impl Cache {
+    /// Takes a lock, if nobody holds it. `ttl` is how long a holder that dies holds up the others.
+    pub async fn lock(&self, name: &str, ttl: Duration) -> Option<LockGuard> {
+        match &self.0 {
+            Backend::Memory(memory) => memory.lock(name, ttl),
+            Backend::Redis(redis) => redis.lock(name, ttl).await,
+        }
+    }
+
+    /// Says that a node is there, for [`NODE_TTL`].
+    pub async fn heartbeat(&self, node: &Node) -> bool {
+        match &self.0 {
+            Backend::Memory(memory) => {
+                memory.heartbeat(node);
+                true
+            }
+            Backend::Redis(redis) => redis.heartbeat(node).await,
+        }
+    }
+
+    /// Says so until `cancel`.
+    pub async fn heartbeats(&self, node: Node, cancel: CancellationToken) {
+        let mut beat = tokio::time::interval(HEARTBEAT_PERIOD);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // Both are cancel-safe: a token, a tick.
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                _ = beat.tick() => self.heartbeat(&node).await,
+            };
+        }
+    }
+
+    /// Lists the nodes that are there: without Redis this one alone. `None` when they can't be listed now.
+    pub async fn nodes(&self) -> Option<Vec<Node>> {
+        match &self.0 {
+            Backend::Memory(memory) => Some(memory.nodes()),
+            Backend::Redis(redis) => redis.nodes().await,
+        }
+    }
+}
+
+/// How fast and how much a project may send.
+impl Cache {
+    /// Takes events out of a project's limits, all of them or none, and says what is left.
+    pub async fn take(&self, project: ProjectId, events: u64, limits: &Limits) -> Taken {
+        match &self.0 {
+            Backend::Memory(memory) => memory.take(project, events, limits),
+            Backend::Redis(redis) => redis.take(project, events, limits).await,
+        }
+    }
+
+    /// Tells the quotas what the store's ledger knows, after [`Taken::recount`]: what was used is raised to it, never
+    /// lowered.
+    pub async fn recount_quota(&self, project: ProjectId, used: Used) -> bool {
+        match &self.0 {
+            Backend::Memory(memory) => {
+                memory.recount(project, used);
+                true
+            }
+            Backend::Redis(redis) => redis.recount(project, used).await,
         }
     }
 }

@@ -32,10 +32,12 @@ pub(super) struct AuditArgs {
 pub(super) async fn run(args: AuditArgs) -> Result<ExitCode, Failure> {
     let output = Output::new(args.access.json);
     let document = look(&args.access).await.map_err(|failure| failure.code(COULD_NOT_LOOK))?;
-    if output.is_json() {
-        output.document(&document)?;
-    } else {
-        output.text(&written(output, &document))?;
+    let printed =
+        if output.is_json() { output.document(&document) } else { output.text(&written(output, &document)) };
+    // Who reads no further learns by the exit code all the same whether everything holds.
+    match printed {
+        Err(failure) if !failure.is_silent() => return Err(failure),
+        _ => {}
     }
     Ok(if document.holds() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }

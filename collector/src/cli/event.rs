@@ -11,7 +11,7 @@ use crate::store::EventFilter;
 use super::Access;
 use super::document::EventDocument;
 use super::failure::Failure;
-use super::output::{Column, Output, Paint, printable};
+use super::output::{Column, Output, Paint, printable, printable_json};
 use super::source::{Purpose, Source};
 
 /// Characters of properties that a line on a terminal shows; all of them by `event show` or `--json`.
@@ -94,6 +94,7 @@ pub(super) struct ListArgs {
     eventbucket event show order-4711 --json                       ids of your own work too")]
 pub(super) struct ShowArgs {
     /// The event's id, as the application gave it or as it is listed
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     id: String,
     /// Project, with --data [default: `default`, or the only one]
     #[arg(long, value_name = "NAME")]
@@ -196,6 +197,7 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
             output.line(&format!("{name}{}", printable(&value)))?;
         }
     }
+    let properties = printable_json(&properties);
     output.line(&format!("{}{properties}", output.paint(Paint::Faint, &format!("{:<12}", "properties"))))
 }
 

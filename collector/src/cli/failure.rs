@@ -10,7 +10,7 @@ use super::output::{is_coloured, printable};
 /// Couldn't do what was asked.
 pub(super) const FAILED: u8 = 1;
 
-/// Asked in a way that can't work; clap uses the same code.
+/// Asked in a way that can't work, a stdout that takes nothing included; clap uses the same code.
 pub(super) const USAGE: u8 = 2;
 
 /// `eventbucket: verb the noun: cause`, what to do, and the exit code.
@@ -67,6 +67,11 @@ impl Failure {
         Self { remedy: Some(remedy.into()), ..self }
     }
 
+    /// Says whether nothing is wrong but that nobody reads on.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent
+    }
+
     /// Replaces the exit code; a silent failure keeps its own.
     pub(super) fn code(self, code: u8) -> Self {
         if self.silent { self } else { Self { code, ..self } }
@@ -90,6 +95,11 @@ impl Failure {
         }
         text
     }
+}
+
+/// Says something beside what was asked for. Nobody is left to tell when stderr is gone, and that ends nothing.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "eventbucket: {text}");
 }
 
 /// Joins an error and its sources, leaving out a source that its error has already quoted.

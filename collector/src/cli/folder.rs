@@ -50,7 +50,7 @@ impl Folder {
         &self,
         name: &str,
         kind: KeyKind,
-        browser: bool,
+        browser: Option<bool>,
     ) -> Result<NewKeyDocument, Failure> {
         let project = self.project_named(name).await?;
         let made = self.reader.rotate_key(project.id, kind, browser).await;
@@ -91,6 +91,13 @@ impl Folder {
             look.tick().await;
             // The head is read first: what the filter leaves out below it needn't be looked at again.
             let head = self.store.head(project).await.map_err(head)?;
+            if after > head {
+                let cause = format!(
+                    "position {after} lies beyond the end of the log ({head}), which may have been restored"
+                );
+                return Err(Failure::because("follow the log", cause)
+                    .remedy("begin again, with another --after or none"));
+            }
             while after < head {
                 let cursor = Some(after.to_string());
                 let query = EventsQuery {

@@ -6,7 +6,7 @@ use eventbucket_protocol::Problem;
 use reqwest::Response;
 
 use super::document::EventDocument;
-use super::failure::Failure;
+use super::failure::{Failure, note};
 use super::remote::refused;
 use super::source::OnEvent;
 
@@ -31,7 +31,7 @@ where
     let mut response = open(after).await?;
     loop {
         read(response, &mut after, on_event).await?;
-        eprintln!("the tail broke off and is opened again");
+        note("the tail broke off and is opened again");
         response = loop {
             tokio::time::sleep(REOPEN_AFTER).await;
             match open(after).await {
@@ -48,16 +48,17 @@ async fn read(mut response: Response, after: &mut Option<u64>, on_event: OnEvent
     let mut lines = Lines::default();
     // An end, an error and a silence are all the same: the stream is over.
     while let Ok(Ok(Some(chunk))) = tokio::time::timeout(SILENCE_MAX, response.chunk()).await {
-        for message in lines.take(&chunk) {
-            if let Ok(event) = serde_json::from_str::<EventDocument>(&message) {
-                *after = Some(event.position);
+        for Message { id, data } in lines.take(&chunk) {
+            if let Ok(event) = serde_json::from_str::<EventDocument>(&data) {
                 on_event(event)?;
-            } else if let Ok(problem) = serde_json::from_str::<Problem>(&message)
+            } else if let Ok(problem) = serde_json::from_str::<Problem>(&data)
                 && problem.status < 500
             {
                 return Err(refused("follow the log", problem));
             }
-            // A newer collector may send other messages; they are not for us.
+            // A newer collector may send other messages; they are not for us. An id without data is our place in a log
+            // of which nothing was for us.
+            *after = id.or(*after);
         }
         if lines.is_over_limit() {
             return Err(Failure::because("follow the log", "a line of the stream is longer than any event"));
@@ -66,17 +67,24 @@ async fn read(mut response: Response, after: &mut Option<u64>, on_event: OnEvent
     Ok(())
 }
 
-/// Cuts a stream into the data of its messages
+/// What stands between two empty lines.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Message {
+    id: Option<u64>,
+    data: String,
+}
+
+/// Cuts a stream into its messages
 /// ([the standard](https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation)).
 #[derive(Default)]
 struct Lines {
     open: Vec<u8>,
-    data: String,
+    message: Message,
 }
 
 impl Lines {
-    /// Takes what arrived and returns the data of the messages that are complete.
-    fn take(&mut self, chunk: &[u8]) -> Vec<String> {
+    /// Takes what arrived and returns the messages that are complete and say something.
+    fn take(&mut self, chunk: &[u8]) -> Vec<Message> {
         self.open.extend_from_slice(chunk);
         let mut messages = Vec::new();
         let mut begin = 0;
@@ -85,15 +93,12 @@ impl Lines {
             let line = line.unwrap_or(&self.open[begin..begin + length]);
             begin += length + 1;
             if line.is_empty() {
-                if !self.data.is_empty() {
-                    messages.push(std::mem::take(&mut self.data));
+                let message = std::mem::take(&mut self.message);
+                if message != Message::default() {
+                    messages.push(message);
                 }
-            } else if let Some(data) = line.strip_prefix(b"data:") {
-                if !self.data.is_empty() {
-                    self.data.push('\n');
-                }
-                let data = data.strip_prefix(b" ").unwrap_or(data);
-                self.data.push_str(&String::from_utf8_lossy(data));
+            } else {
+                self.message.field(line);
             }
         }
         self.open.drain(..begin);
@@ -101,7 +106,24 @@ impl Lines {
     }
 
     fn is_over_limit(&self) -> bool {
-        self.open.len().max(self.data.len()) > LINE_BYTES_MAX
+        self.open.len().max(self.message.data.len()) > LINE_BYTES_MAX
+    }
+}
+
+impl Message {
+    fn field(&mut self, line: &[u8]) {
+        let value = |name: &[u8]| {
+            let value = line.strip_prefix(name)?;
+            Some(String::from_utf8_lossy(value.strip_prefix(b" ").unwrap_or(value)))
+        };
+        if let Some(data) = value(b"data:") {
+            if !self.data.is_empty() {
+                self.data.push('\n');
+            }
+            self.data.push_str(&data);
+        } else if let Some(id) = value(b"id:") {
+            self.id = id.parse().ok();
+        }
     }
 }
 
@@ -114,9 +136,11 @@ mod tests {
         let stream = ": hello\n\nid: 1\nevent: stored\ndata: {\"a\":1}\n\ndata: x\r\ndata: y\r\n\r\nid: 3\n\ndata: open";
         for size in 1..=stream.len() {
             let mut lines = Lines::default();
-            let found: Vec<String> =
+            let found: Vec<Message> =
                 stream.as_bytes().chunks(size).flat_map(|chunk| lines.take(chunk)).collect();
-            assert_eq!(found, ["{\"a\":1}", "x\ny"], "in pieces of {size}");
+            let message = |id, data: &str| Message { id, data: data.to_owned() };
+            let expected = [message(Some(1), "{\"a\":1}"), message(None, "x\ny"), message(Some(3), "")];
+            assert_eq!(found, expected, "in pieces of {size}");
             assert!(!lines.is_over_limit());
         }
     }

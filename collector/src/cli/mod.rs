@@ -21,6 +21,15 @@ mod audit;
 /// Computing the counts anew.
 mod rebuild;
 
+/// Breaking a collector on purpose, to see that nothing is lost.
+mod torture;
+
+/// Messages that nobody could process.
+mod dead_letters;
+
+/// Whether a collector takes batches now.
+mod health;
+
 /// Where commands read from: a data folder or a collector's URL.
 mod source;
 
@@ -29,6 +38,9 @@ mod folder;
 
 /// A collector, over HTTP.
 mod remote;
+
+/// Whom a collector's certificate must come from.
+mod certificates;
 
 /// The live tail over HTTP.
 mod follow;
@@ -45,6 +57,7 @@ mod progress;
 /// What a command says when it couldn't.
 mod failure;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -91,6 +104,13 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Compute the counts anew beside the live ones, then switch
     Rebuild(rebuild::RebuildArgs),
+    /// List, show, replay and discard the messages that nobody could process
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLettersCommand),
+    /// Say whether a collector takes batches now
+    Health(health::HealthArgs),
+    /// Kill, pause and cut a collector on your servers, and check that every event is stored and counted once
+    Torture(torture::TortureArgs),
 }
 
 /// Which collector a command is about, and how it prints.
@@ -105,12 +125,16 @@ struct Access {
     /// Secret key for --url; better in EVENTBUCKET_KEY, where other users of this machine can't see it
     #[arg(long, value_name = "KEY", help_heading = "Which collector")]
     key: Option<String>,
+    /// Trust the certificates in this PEM file, not the system's, with --url [env: EVENTBUCKET_CA_FILE]
+    #[arg(long, value_name = "FILE", conflicts_with = "data", help_heading = "Which collector")]
+    ca_file: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Runs the program and returns its exit code: 0 for success, 1 when it couldn't, 2 when it was asked the wrong way.
+/// Runs the program and returns its exit code: 0 for success, 1 when it couldn't, 2 when it was asked the wrong way or
+/// stdout took nothing.
 pub async fn run() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(cli).await {
@@ -128,6 +152,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Count(args) => count::run(args).await,
         Command::Audit(args) => audit::run(args).await,
         Command::Rebuild(args) => rebuild::run(args).await,
+        Command::Health(args) => health::run(args).await,
+        Command::DeadLetters(command) => dead_letters::run(command).await,
+        Command::Torture(args) => torture::run(args).await,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::project::KeyKind;
 use super::Access;
 use super::document::ProjectsDocument;
 use super::failure::Failure;
-use super::output::{Column, Output, Paint, grouped};
+use super::output::{Column, Output, Paint, grouped, printable};
 use super::source::{Purpose, Source};
 
 #[derive(Debug, Subcommand)]
@@ -49,16 +49,17 @@ pub(super) struct ListArgs {
 #[command(after_help = "The keys of that kind that there were stop working within a second.\n\n\
     Examples:\n  \
     eventbucket project rotate-key shop --kind secret\n  \
-    eventbucket project rotate-key shop --kind write --browser     a key for web pages")]
+    eventbucket project rotate-key shop --kind write --browser     a key for web pages\n  \
+    eventbucket project rotate-key shop --kind write --browser=false")]
 pub(super) struct RotateKeyArgs {
     /// The project's name
     name: String,
     /// Which key
     #[arg(long, value_enum)]
     kind: Kind,
-    /// Let web pages of any origin send with the new write key
-    #[arg(long)]
-    browser: bool,
+    /// Let web pages of any origin send with the new write key, or not [default: as with the old key]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    browser: Option<bool>,
     #[command(flatten)]
     access: Access,
 }
@@ -85,16 +86,21 @@ async fn create(args: CreateArgs) -> Result<(), Failure> {
     let source = Source::open(&args.access, None, Purpose::Manage)?;
     let made = source.create_project(&args.name).await?;
     if output.is_json() {
-        return output.document(&made);
+        return output.document_once(&made);
     }
+    let id = made.project_id;
     if !output.is_terminal() {
-        let row = vec![made.project_id.to_string(), made.name, made.write_key, made.secret_key];
-        return output.table(&[], &[row]);
+        let fields = [made.name.as_str(), &made.write_key, &made.secret_key].map(printable);
+        return output.once(&format!("{id}\t{}\n", fields.join("\t")));
     }
-    output.line(&format!("project     {} ({})", output.paint(Paint::Strong, &made.name), made.project_id))?;
-    output.line(&format!("write key   {}", output.paint(Paint::Strong, &made.write_key)))?;
-    output.line(&format!("secret key  {}", output.paint(Paint::Strong, &made.secret_key)))?;
-    output.line(&output.paint(Paint::Faint, "The keys are stored hashed and can't be shown again."))
+    let strong = |text: &str| output.paint(Paint::Strong, &printable(text));
+    output.once(&format!(
+        "project     {} ({id})\nwrite key   {}\nsecret key  {}\n{}\n",
+        strong(&made.name),
+        strong(&made.write_key),
+        strong(&made.secret_key),
+        output.paint(Paint::Faint, "The keys are stored hashed and can't be shown again.")
+    ))
 }
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
@@ -114,7 +120,7 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
 }
 
 async fn rotate_key(args: RotateKeyArgs) -> Result<(), Failure> {
-    if args.browser && args.kind == Kind::Secret {
+    if args.browser == Some(true) && args.kind == Kind::Secret {
         let cause = "--browser is for write keys: a secret key has no place in a web page";
         return Err(Failure::usage("rotate the key", cause));
     }
@@ -126,11 +132,12 @@ async fn rotate_key(args: RotateKeyArgs) -> Result<(), Failure> {
     let source = Source::open(&args.access, None, Purpose::Manage)?;
     let made = source.rotate_key(&args.name, kind, args.browser).await?;
     if output.is_json() {
-        return output.document(&made);
+        return output.document_once(&made);
     }
-    output.line(&output.paint(Paint::Strong, &made.key))?;
-    if output.is_terminal() {
-        output.line(&output.paint(Paint::Faint, "The key is stored hashed and can't be shown again."))?;
+    let key = output.paint(Paint::Strong, &printable(&made.key));
+    if !output.is_terminal() {
+        return output.once(&format!("{key}\n"));
     }
-    Ok(())
+    let hint = output.paint(Paint::Faint, "The key is stored hashed and can't be shown again.");
+    output.once(&format!("{key}\n{hint}\n"))
 }

@@ -1,5 +1,6 @@
 //! A collector, over HTTP.
 
+use std::path::Path;
 use std::time::Duration;
 
 use eventbucket_protocol::{Problem, Timestamp};
@@ -12,6 +13,7 @@ use crate::project::{KeyKind, Project};
 use crate::query::{EventsQuery, Order};
 use crate::store::{CountsBy, CountsQuery, EventFilter};
 
+use super::certificates;
 use super::document::{
     AuditDocument, CountsDocument, EventDocument, EventsDocument, NewKeyDocument, NewProjectDocument,
     ProjectsDocument, RebuildDocument,
@@ -21,7 +23,7 @@ use super::follow;
 use super::source::OnEvent;
 
 /// How long a connection may take: a host that is up answers within a round trip, lost packets double from 1 s.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long nothing may arrive: four of the lines a collector sends on an idle tail, one every 15 s. An audit or a rebuild
 /// of a large log is silent for longer and has no such limit.
@@ -32,10 +34,11 @@ pub(super) struct Remote {
     client: Client,
     base: Url,
     key: String,
+    silence_max: Duration,
 }
 
 impl Remote {
-    pub(super) fn new(url: &str, key: Option<String>) -> Result<Self, Failure> {
+    pub(super) fn new(url: &str, key: Option<String>, ca_file: Option<&Path>) -> Result<Self, Failure> {
         let what = || format!("use the address {url}");
         let wrong =
             |cause: String| Failure::usage(what(), cause).remedy("write it like http://127.0.0.1:4000");
@@ -49,26 +52,30 @@ impl Remote {
                 Failure::usage(what(), cause).remedy(format!("put it into {KEY_VARIABLE}, or give --key"))
             );
         };
-        let client = client(&base).map_err(|error| Failure::new("prepare the connection", error))?;
-        Ok(Self { client, base, key })
+        let key = key.trim().to_owned();
+        if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Failure::usage("use the key", "it holds characters that no key has"));
+        }
+        let client = certificates::client(&base, ca_file)?;
+        Ok(Self { client, base, key, silence_max: SILENCE_MAX })
     }
 
     pub(super) async fn projects(&self) -> Result<Vec<Project>, Failure> {
         let request = self.request(Method::GET, &["projects"], &[]);
-        let document: ProjectsDocument = self.document("list the projects", brief(request)).await?;
+        let document: ProjectsDocument = self.document("list the projects", self.brief(request)).await?;
         Ok(document.projects)
     }
 
     pub(super) async fn create_project(&self, name: &str) -> Result<NewProjectDocument, Failure> {
         let request = self.request(Method::POST, &["projects"], &[]).json(&json!({ "name": name }));
-        self.document("create the project", brief(request)).await
+        self.document("create the project", self.brief(request)).await
     }
 
     pub(super) async fn rotate_key(
         &self,
         name: &str,
         kind: KeyKind,
-        browser: bool,
+        browser: Option<bool>,
     ) -> Result<NewKeyDocument, Failure> {
         let projects = self.projects().await?;
         let Some(project) = projects.iter().find(|project| project.name == name) else {
@@ -79,7 +86,7 @@ impl Remote {
         let id = project.id.to_string();
         let request = self.request(Method::POST, &["projects", &id, "keys", "rotate"], &[]);
         let request = request.json(&json!({ "kind": kind, "browser": browser }));
-        self.document("rotate the key", brief(request)).await
+        self.document("rotate the key", self.brief(request)).await
     }
 
     pub(super) async fn events(&self, query: EventsQuery) -> Result<EventsDocument, Failure> {
@@ -92,12 +99,13 @@ impl Remote {
         parameters.push(("order", order.to_owned()));
         parameters.extend(query.cursor.map(|cursor| ("cursor", cursor)));
         let request = self.request(Method::GET, &["events"], &parameters);
-        self.document("list the events", brief(request)).await
+        self.document("list the events", self.brief(request)).await
     }
 
     pub(super) async fn event(&self, id: &str) -> Result<EventDocument, Failure> {
-        let request = self.request(Method::GET, &["events", id], &[]);
-        self.document("show the event", brief(request)).await
+        // In a path `.` and `..` would be taken for folders, and `tail` is a neighbour's name.
+        let request = self.request(Method::GET, &["events", "by-id"], &[("id", id.to_owned())]);
+        self.document("show the event", self.brief(request)).await
     }
 
     pub(super) async fn tail(
@@ -113,7 +121,11 @@ impl Remote {
                 Some(position) => request.header("last-event-id", position.to_string()),
                 None => request,
             };
-            self.send("follow the log", request)
+            async move {
+                let opened =
+                    tokio::time::timeout(self.silence_max, self.send("follow the log", request)).await;
+                opened.unwrap_or_else(|_| Err(self.silent("follow the log")))
+            }
         };
         follow::run(open, after, on_event).await
     }
@@ -129,7 +141,7 @@ impl Remote {
         };
         parameters.push(("by", by.to_owned()));
         let request = self.request(Method::GET, &["counts"], &parameters);
-        self.document("count the events", brief(request)).await
+        self.document("count the events", self.brief(request)).await
     }
 
     pub(super) async fn audit(&self) -> Result<AuditDocument, Failure> {
@@ -140,7 +152,11 @@ impl Remote {
         self.document("rebuild the counts", self.request(Method::POST, &["rebuild"], &[])).await
     }
 
-    /// Each part of the path is one segment, whatever characters an id has.
+    /// Limits a request whose answer is short and made at once.
+    fn brief(&self, request: RequestBuilder) -> RequestBuilder {
+        request.timeout(self.silence_max)
+    }
+
     fn request(&self, method: Method, path: &[&str], parameters: &[(&str, String)]) -> RequestBuilder {
         let mut url = self.base.clone();
         url.path_segments_mut()
@@ -156,7 +172,7 @@ impl Remote {
 
     async fn document<T: DeserializeOwned>(&self, what: &str, request: RequestBuilder) -> Result<T, Failure> {
         let response = self.send(what, request).await?;
-        let body = response.bytes().await.map_err(|error| Failure::new(what, error))?;
+        let body = response.bytes().await.map_err(|error| self.unanswered(what, &error))?;
         serde_json::from_slice(&body).map_err(|error| {
             let cause = format!("the answer can't be read ({error})");
             Failure::because(what, cause).remedy("does --url name an Event Bucket collector of this version?")
@@ -164,7 +180,7 @@ impl Remote {
     }
 
     async fn send(&self, what: &str, request: RequestBuilder) -> Result<Response, Failure> {
-        let response = request.send().await.map_err(|error| self.unreachable(what, &error))?;
+        let response = request.send().await.map_err(|error| self.unanswered(what, &error))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -180,13 +196,26 @@ impl Remote {
         Err(if passing { failure.passing() } else { failure })
     }
 
-    fn unreachable(&self, what: &str, error: &reqwest::Error) -> Failure {
+    fn silent(&self, what: &str) -> Failure {
+        let cause = format!("{} did not answer within {} s", self.base, self.silence_max.as_secs_f64());
+        Failure::because(what, cause).remedy("is it an Event Bucket collector, and is it well?").passing()
+    }
+
+    fn unanswered(&self, what: &str, error: &reqwest::Error) -> Failure {
+        if let Some(failure) = certificates::refused(what, &self.base, error) {
+            return failure;
+        }
         let mut cause: &dyn std::error::Error = error;
         while let Some(source) = cause.source() {
             cause = source;
         }
+        if error.is_timeout() && !error.is_connect() {
+            return self.silent(what);
+        }
         let cause = if error.is_timeout() {
-            format!("{} took too long to answer", self.base)
+            format!("{} can't be reached within {} s", self.base, CONNECT_TIMEOUT.as_secs())
+        } else if error.is_body() || error.is_decode() {
+            format!("the answer of {} broke off: {cause}", self.base)
         } else {
             format!("{} can't be reached: {cause}", self.base)
         };
@@ -205,11 +234,6 @@ pub(super) fn refused(what: &str, problem: Problem) -> Failure {
     }
 }
 
-/// Limits a request whose answer is short and made at once.
-fn brief(request: RequestBuilder) -> RequestBuilder {
-    request.timeout(SILENCE_MAX)
-}
-
 fn of_filter(filter: EventFilter) -> Vec<(&'static str, String)> {
     let mut parameters = Vec::new();
     parameters.extend(filter.name.map(|name| ("name", name)));
@@ -223,40 +247,51 @@ fn time(name: &'static str, time: Option<Timestamp>) -> Option<(&'static str, St
     time.map(|time| (name, time.to_string()))
 }
 
-fn client(base: &Url) -> reqwest::Result<Client> {
-    install_tls();
-    let builder = Client::builder()
-        .user_agent(concat!("eventbucket-cli/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(CONNECT_TIMEOUT)
-        .redirect(reqwest::redirect::Policy::none());
-    // A proxy could only reach its own loopback, never ours.
-    let loopback = matches!(base.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
-    if loopback { builder.no_proxy().build() } else { builder.build() }
-}
-
-#[expect(clippy::disallowed_methods, reason = "this process is the application and nobody else's")]
-fn install_tls() {
-    // A second call finds the first one's provider, which is the same.
-    drop(rustls::crypto::ring::default_provider().install_default());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn ids_and_parameters_are_escaped() {
-        let remote = Remote::new("http://127.0.0.1:1/behind/", Some("k".into())).unwrap();
-        let request = remote.request(Method::GET, &["events", "a/b?c"], &[("name", "x&y=z".into())]);
+        let remote = Remote::new("http://127.0.0.1:1/behind/", Some("k".into()), None).unwrap();
+        let request = remote.request(Method::GET, &["events", "by-id"], &[("id", "../x&y=z".into())]);
         let url = request.build().unwrap().url().to_string();
-        assert_eq!(url, "http://127.0.0.1:1/behind/v1/events/a%2Fb%3Fc?name=x%26y%3Dz");
+        assert_eq!(url, "http://127.0.0.1:1/behind/v1/events/by-id?id=..%2Fx%26y%3Dz");
     }
 
     #[test]
     fn an_address_that_can_not_work_is_refused_before_it_is_tried() {
         for url in ["nonsense", "ftp://x", "http://", "127.0.0.1:4000"] {
-            assert!(Remote::new(url, Some("k".into())).is_err(), "{url}");
+            assert!(Remote::new(url, Some("k".into()), None).is_err(), "{url}");
         }
-        assert!(Remote::new("http://x", None).is_err());
+        assert!(Remote::new("http://x", None, None).is_err());
+        assert!(Remote::new("http://x", Some("k\u{e9}y".into()), None).is_err());
+        assert!(Remote::new("http://x", Some("key\n".into()), None).is_ok(), "files end in a line break");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_come_or_does_not_end_is_given_up() {
+        use std::io::{Read as _, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let answers = ["", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n: x\r\n"];
+            answers.map(|answer| {
+                let (mut stream, _) = listener.accept().unwrap();
+                assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+                stream.write_all(answer.as_bytes()).unwrap();
+                stream
+            })
+        });
+        let remote = Remote::new(&url, Some("k".into()), None).unwrap();
+        let remote = Remote { silence_max: Duration::from_millis(200), ..remote };
+        for _ in 0..2 {
+            let failure = remote.event("tail").await.unwrap_err();
+            assert!(
+                failure.is_passing() && format!("{failure:?}").contains("did not answer within 0.2 s"),
+                "{failure:?}"
+            );
+        }
+        drop(server.join().unwrap());
     }
 }

@@ -6,10 +6,11 @@ use clap::Args;
 
 use crate::app::{self, Running};
 use crate::config::{self, Config, Flags};
+use crate::edge::Tls;
 use crate::shutdown::Signals;
 use crate::telemetry::logs;
 
-use super::failure::{FAILED, Failure};
+use super::failure::{FAILED, Failure, note};
 use super::folder::refuse_file;
 use super::output::Output;
 use super::welcome::Welcome;
@@ -21,6 +22,7 @@ use super::welcome::Welcome;
     Examples:\n  \
     eventbucket serve\n  \
     eventbucket serve --data /var/lib/eventbucket --listen 0.0.0.0:4000\n  \
+    eventbucket serve --roles edge,query --config /etc/eventbucket.toml\n  \
     eventbucket serve --config /etc/eventbucket.toml --check-config\n  \
     EVENTBUCKET_LOG=debug eventbucket serve"
 )]
@@ -31,6 +33,9 @@ pub(super) struct ServeArgs {
     /// Address to listen on [default: 127.0.0.1:4000] [env: EVENTBUCKET_LISTEN]
     #[arg(long, value_name = "ADDR")]
     pub(super) listen: Option<String>,
+    /// What this process does, of edge, storage, insight, notify and query [default: all of them] [env: EVENTBUCKET_ROLES]
+    #[arg(long, value_name = "LIST")]
+    pub(super) roles: Option<String>,
     /// Configuration file [default: eventbucket.toml in the data folder, if there is one] [env: EVENTBUCKET_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<String>,
@@ -44,8 +49,10 @@ pub(super) struct ServeArgs {
 
 pub(super) async fn run(args: ServeArgs) -> Result<ExitCode, Failure> {
     let (check, json) = (args.check_config, args.json);
-    let config = configuration(args)?;
+    let flags = Flags { config: args.config, data: args.data, listen: args.listen, roles: args.roles };
+    let config = configuration(&flags)?;
     if check {
+        config.tls.as_ref().map(Tls::load).transpose().map_err(|error| Failure::new("offer TLS", error))?;
         show(&config, Output::new(json))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -57,16 +64,31 @@ pub(super) async fn run(args: ServeArgs) -> Result<ExitCode, Failure> {
     let mut signals =
         Signals::listen().map_err(|error| Failure::because("listen to signals", error.to_string()))?;
     let mut running = app::start(&config).await.map_err(|error| starting(&config, error))?;
-    Welcome::new(&config, running.address(), running.take_first_start()).print();
+    let welcome = Welcome::new(&config, running.address(), running.take_first_start());
+    if let Err(failure) = welcome.print() {
+        running.stop().await.map_err(|error| Failure::new("close the store", error))?;
+        return Err(failure);
+    }
     until_stopped(running, &mut signals).await
 }
 
-fn configuration(args: ServeArgs) -> Result<Config, Failure> {
-    let flags = Flags { config: args.config, data: args.data, listen: args.listen };
-    // A variable that isn't Unicode can't be one of ours.
-    let variables = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    Config::load(&flags, variables).map_err(|error: config::Error| {
+/// Reads the configuration: flags, then variables, then the file.
+pub(super) fn configuration(flags: &Flags) -> Result<Config, Failure> {
+    let mut variables = Vec::new();
+    // A name that isn't Unicode can't be one of ours.
+    for (name, value) in
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+    {
+        match value.into_string() {
+            Ok(value) => variables.push((name, value)),
+            Err(_) if config::is_variable(&name) => {
+                let cause = format!("the variable {name} is not UTF-8");
+                return Err(Failure::usage("read the configuration", cause));
+            }
+            Err(_) => {}
+        }
+    }
+    Config::load(flags, variables).map_err(|error: config::Error| {
         Failure::new("read the configuration", error)
             .remedy("`eventbucket config` prints every key with its default")
     })
@@ -74,7 +96,7 @@ fn configuration(args: ServeArgs) -> Result<Config, Failure> {
 
 fn show(config: &Config, output: Output) -> Result<(), Failure> {
     for warning in config.warnings() {
-        eprintln!("eventbucket: {warning}");
+        note(warning);
     }
     if output.is_json() { output.document(&config.to_json()) } else { output.text(&config.to_toml()) }
 }
@@ -83,6 +105,9 @@ fn starting(config: &Config, error: app::Error) -> Failure {
     let what = match &error {
         app::Error::Bind { address, .. } => format!("listen on {address}"),
         app::Error::Tls(_) => "offer TLS".to_owned(),
+        app::Error::Bus(_) => "use RabbitMQ".to_owned(),
+        app::Error::Cache(_) => "use Redis".to_owned(),
+        _ if config.store.url.is_some() => "use PostgreSQL".to_owned(),
         _ => format!("open the data folder {}", config.data.display()),
     };
     Failure::new(what, error)

@@ -1,8 +1,9 @@
 //! Where commands read from. Both ways answer the same questions with the same documents.
 
+use std::env::VarError;
 use std::path::PathBuf;
 
-use crate::config::{DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, URL_VARIABLE};
+use crate::config::{CA_FILE_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, URL_VARIABLE};
 use crate::project::{KeyKind, Project};
 use crate::query::EventsQuery;
 use crate::store::{CountsQuery, EventFilter};
@@ -40,19 +41,29 @@ pub(super) type OnEvent<'a> = &'a mut (dyn FnMut(EventDocument) -> Result<(), Fa
 /// Flags say which; without them `EVENTBUCKET_URL`, then `EVENTBUCKET_DATA`, then the default folder.
 enum Place {
     Folder(PathBuf),
-    Remote { url: String, key: Option<String> },
+    Remote { url: String, key: Option<String>, ca_file: Option<PathBuf> },
 }
 
 impl Source {
     /// Finds the collector that flags and variables name. `project` is for a folder alone: a key belongs to one project.
     pub(super) fn open(access: &Access, project: Option<&str>, purpose: Purpose) -> Result<Self, Failure> {
-        match place(access, |name| std::env::var(name).ok().filter(|value| !value.is_empty())) {
+        let variables = variables()?;
+        match place(access, |name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
+        }) {
+            Place::Folder(_) if access.key.is_some() || access.ca_file.is_some() => {
+                let flag = if access.key.is_some() { "--key" } else { "--ca-file" };
+                let cause = format!("{flag} goes with --url, and there is none, nor {URL_VARIABLE}");
+                Err(Failure::usage("choose the collector", cause))
+            }
             Place::Folder(folder) => Ok(Self::Folder(Folder::open(folder, project, purpose)?)),
             Place::Remote { .. } if project.is_some() => Err(Failure::usage(
                 "choose the project",
                 "--project goes with --data; over --url the key belongs to one project already",
             )),
-            Place::Remote { url, key } => Ok(Self::Remote(Remote::new(&url, key)?)),
+            Place::Remote { url, key, ca_file } => {
+                Ok(Self::Remote(Remote::new(&url, key, ca_file.as_deref())?))
+            }
         }
     }
 
@@ -77,7 +88,7 @@ impl Source {
         &self,
         name: &str,
         kind: KeyKind,
-        browser: bool,
+        browser: Option<bool>,
     ) -> Result<NewKeyDocument, Failure> {
         match self {
             Self::Folder(folder) => folder.rotate_key(name, kind, browser).await,
@@ -139,13 +150,34 @@ impl Source {
     }
 }
 
+/// The variables that name a collector. An empty one counts as absent, as for `serve`; one that can't be read must not
+/// lead to another collector than was meant.
+fn variables() -> Result<Vec<(&'static str, String)>, Failure> {
+    let mut found = Vec::new();
+    for name in [URL_VARIABLE, KEY_VARIABLE, CA_FILE_VARIABLE, DATA_VARIABLE] {
+        match std::env::var(name) {
+            Ok(value) if value.is_empty() => {}
+            Ok(value) => found.push((name, value)),
+            Err(VarError::NotPresent) => {}
+            Err(VarError::NotUnicode(_)) => {
+                return Err(Failure::usage(
+                    "choose the collector",
+                    format!("the variable {name} is not UTF-8"),
+                ));
+            }
+        }
+    }
+    Ok(found)
+}
+
 fn place(access: &Access, variable: impl Fn(&str) -> Option<String>) -> Place {
     let key = access.key.clone().or_else(|| variable(KEY_VARIABLE));
     if let Some(folder) = &access.data {
         return Place::Folder(PathBuf::from(folder));
     }
     if let Some(url) = access.url.clone().or_else(|| variable(URL_VARIABLE)) {
-        return Place::Remote { url, key };
+        let ca_file = access.ca_file.clone().or_else(|| variable(CA_FILE_VARIABLE).map(PathBuf::from));
+        return Place::Remote { url, key, ca_file };
     }
     Place::Folder(PathBuf::from(variable(DATA_VARIABLE).unwrap_or_else(|| DATA_DEFAULT.to_owned())))
 }
@@ -161,7 +193,7 @@ mod tests {
         };
         match place(access, variable) {
             Place::Folder(folder) => folder.display().to_string(),
-            Place::Remote { url, key } => format!("{url} {}", key.unwrap_or_default()),
+            Place::Remote { url, key, .. } => format!("{url} {}", key.unwrap_or_default()),
         }
     }
 

@@ -10,6 +10,7 @@ use eventbucket_protocol::EVENTS_PATH;
 use crate::config::Config;
 use crate::store::NewProject;
 
+use super::failure::Failure;
 use super::output::{Output, Paint};
 
 /// Stands in the lines to paste where the key isn't known any more.
@@ -30,12 +31,28 @@ impl Welcome {
     }
 
     /// Prints it. The last line is for programs: it comes when requests are being taken, and its form stays.
-    pub(super) fn print(&self) {
+    ///
+    /// Without keys to show, a collector whose stdout takes nothing goes on serving. With keys it goes on when stderr took
+    /// them: they are shown this once.
+    pub(super) fn print(&self) -> Result<(), Failure> {
         let output = Output::new(false);
         let text = format!("{}listening on {}://{}\n", self.text(output), self.scheme, self.address);
         let mut out = std::io::stdout().lock();
-        // A collector whose stdout is closed goes on serving.
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Err(error) if self.new.is_some() => {
+                let text = format!(
+                    "{}listening on {}://{}\n",
+                    self.text(Output::plain()),
+                    self.scheme,
+                    self.address
+                );
+                std::io::stderr().lock().write_all(text.as_bytes()).map_err(|_| {
+                    Failure::usage("show the keys", format!("neither stdout ({error}) nor stderr takes them"))
+                        .remedy("`eventbucket project rotate-key` makes new ones")
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn text(&self, output: Output) -> String {
@@ -112,7 +129,13 @@ fn data_flag(folder: &Path) -> String {
     if folder == Path::new(crate::config::DATA_DEFAULT) {
         return String::new();
     }
-    format!(" --data {}", folder.display())
+    let folder = folder.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
+    if folder.chars().all(is_plain) {
+        return format!(" --data {folder}");
+    }
+    // As shells take it, whatever is in it.
+    format!(" --data '{}'", folder.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
@@ -139,6 +162,13 @@ mod tests {
         );
         assert!(text.contains("Bucket::builder(\"http://127.0.0.1:7\", \"eb_write_x\")"), "{text}");
         assert!(!text.contains("\x1b["), "{text}");
+    }
+
+    #[test]
+    fn a_folder_is_written_as_a_shell_takes_it() {
+        assert_eq!(data_flag(Path::new("/var/lib/x-1")), " --data /var/lib/x-1");
+        assert_eq!(data_flag(Path::new("my data's")), r" --data 'my data'\''s'");
+        assert_eq!(data_flag(Path::new(crate::config::DATA_DEFAULT)), "");
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub const URL_VARIABLE: &str = "EVENTBUCKET_URL";
 /// Carries a secret key for the commands that read and manage; not a key of the configuration.
 pub const KEY_VARIABLE: &str = "EVENTBUCKET_KEY";
 
+/// Names the certificates to trust for the commands that read and manage; not a key of the configuration.
+pub const CA_FILE_VARIABLE: &str = "EVENTBUCKET_CA_FILE";
+
 /// What every variable begins with.
 pub(super) const VARIABLE_PREFIX: &str = "EVENTBUCKET_";
 
@@ -69,6 +72,59 @@ pub(super) const KEYS: &[Key] = &[
         ..text("listen", "EVENTBUCKET_LISTEN", "127.0.0.1:4000")
     },
     Key {
+        about: &[
+            "What this process does. More than one process needs store, bus and cache on servers.",
+            "edge takes events in, query answers readers; storage, insight and notify work behind the bus.",
+        ],
+        form: Form::List,
+        ..text("roles", "EVENTBUCKET_ROLES", "edge,storage,insight,notify,query")
+    },
+    Key {
+        about: &[
+            "PostgreSQL instead of the database file in the data folder. TLS by ?sslmode=require or",
+            "verify-full, with a certificate authority of your own by &sslrootcert=FILE.",
+        ],
+        ..absent(
+            "store.url",
+            "EVENTBUCKET_STORE_URL",
+            "postgres://eventbucket:password@127.0.0.1:5432/eventbucket",
+        )
+    },
+    Key {
+        about: &[
+            "Another PostgreSQL database for accounts, projects and keys; the one of the log without it.",
+        ],
+        ..absent(
+            "store.accounts_url",
+            "EVENTBUCKET_STORE_ACCOUNTS_URL",
+            "postgres://eventbucket:password@127.0.0.1:5432/accounts",
+        )
+    },
+    Key {
+        about: &[
+            "Days that events are kept on PostgreSQL, counted from storing; 0 keeps them for ever. Counts stay.",
+        ],
+        ..number("store.retention_days", "EVENTBUCKET_STORE_RETENTION_DAYS", "0")
+    },
+    Key {
+        about: &["RabbitMQ instead of queues in this process: amqp:// or, with TLS, amqps://."],
+        ..absent("bus.url", "EVENTBUCKET_BUS_URL", "amqp://eventbucket:password@127.0.0.1:5672/%2f")
+    },
+    Key {
+        about: &["Queues that the projects are spread over; the same in every process of a collector."],
+        ..number("bus.shards", "EVENTBUCKET_BUS_SHARDS", "8")
+    },
+    Key {
+        about: &["Writers of one storage process: two keep two cores of the database busy."],
+        ..number("bus.writers", "EVENTBUCKET_BUS_WRITERS", "2")
+    },
+    Key {
+        about: &[
+            "Redis instead of this process' memory: redis:// or, with TLS, rediss://. All of it can be rebuilt.",
+        ],
+        ..absent("cache.url", "EVENTBUCKET_CACHE_URL", "redis://:password@127.0.0.1:6379/0")
+    },
+    Key {
         about: &["How long a request's headers may take."],
         ..text("edge.header_timeout", "EVENTBUCKET_EDGE_HEADER_TIMEOUT", "10s")
     },
@@ -81,7 +137,7 @@ pub(super) const KEYS: &[Key] = &[
         ..number("edge.connections_max", "EVENTBUCKET_EDGE_CONNECTIONS_MAX", "4096")
     },
     Key {
-        about: &["Bodies in decoding at once; each may take 16 MiB, so 32 of them 512 MiB."],
+        about: &["Bodies in decoding at once. What all bodies take in memory is bounded besides, by 96 MiB."],
         ..number("edge.decoding_max", "EVENTBUCKET_EDGE_DECODING_MAX", "32")
     },
     Key {
@@ -102,6 +158,39 @@ pub(super) const KEYS: &[Key] = &[
             "so that the disk is never filled. \"0B\" turns the check off.",
         ],
         ..text("edge.free_disk_min", "EVENTBUCKET_EDGE_FREE_DISK_MIN", "128MiB")
+    },
+    Key {
+        about: &[
+            "A folder on a persistent disk that takes batches while RabbitMQ is away; without it they are",
+            "refused with 503 until it is back. Each is on disk before it is answered.",
+        ],
+        ..absent("edge.spool", "EVENTBUCKET_EDGE_SPOOL", "spool")
+    },
+    Key {
+        about: &[
+            "The address that other processes and SDKs reach this one at, like https://edge-1.example.org:4000.",
+            "Told by GET /v1/nodes. Without it the one it listens on, if that names a host.",
+        ],
+        ..absent("edge.advertise", "EVENTBUCKET_EDGE_ADVERTISE", "http://edge-1:4000")
+    },
+    Key {
+        about: &[
+            "Events a second that each project may send, over all edges; more are answered 429 with when to come",
+            "again. 0 sets no limit.",
+        ],
+        ..number("limits.events_per_s", "EVENTBUCKET_LIMITS_EVENTS_PER_S", "0")
+    },
+    Key {
+        about: &["Events that may come at once under that limit; 0 stands for ten seconds' worth."],
+        ..number("limits.burst", "EVENTBUCKET_LIMITS_BURST", "0")
+    },
+    Key {
+        about: &["Events that each project may send in a day (UTC); 0 sets no limit."],
+        ..number("limits.events_per_day", "EVENTBUCKET_LIMITS_EVENTS_PER_DAY", "0")
+    },
+    Key {
+        about: &["Events that each project may send in a month (UTC); 0 sets no limit."],
+        ..number("limits.events_per_month", "EVENTBUCKET_LIMITS_EVENTS_PER_MONTH", "0")
     },
     Key {
         about: &["The certificate chain as PEM; with the key it turns on TLS. Relative to this file."],
@@ -129,6 +218,12 @@ pub(super) const KEYS: &[Key] = &[
         ..text("shutdown.catch_up_timeout", "EVENTBUCKET_SHUTDOWN_CATCH_UP_TIMEOUT", "10s")
     },
 ];
+
+/// Says whether a variable of this name is read by `serve`.
+#[must_use]
+pub fn is_variable(name: &str) -> bool {
+    name == CONFIG_VARIABLE || KEYS.iter().any(|key| key.variable == name)
+}
 
 /// Finds a key by its name.
 pub(super) fn named(name: &str) -> Option<&'static Key> {

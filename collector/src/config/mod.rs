@@ -22,6 +22,12 @@ mod show;
 /// What is wrong with a configuration.
 mod error;
 
+/// What a process does.
+mod roles;
+
+/// Addresses that may hold passwords.
+mod server_url;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,7 +35,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use error::{Error, Mistake};
-pub use keys::{CONFIG_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, URL_VARIABLE};
+pub use keys::{
+    CA_FILE_VARIABLE, CONFIG_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, URL_VARIABLE, is_variable,
+};
+pub use roles::{Role, Roles};
+pub use server_url::ServerUrl;
 pub use settings::Flags;
 pub use show::example;
 
@@ -46,6 +56,14 @@ pub struct Config {
     pub data: PathBuf,
     /// The address to listen on; port 0 lets the system choose.
     pub listen: SocketAddr,
+    /// What this process does.
+    pub roles: Roles,
+    /// Where the log and the accounts are kept.
+    pub store: StoreConfig,
+    /// What carries batches and ranges.
+    pub bus: BusConfig,
+    /// The Redis that keeps what may be lost; this process' memory without it.
+    pub cache_url: Option<ServerUrl>,
     /// The HTTP side.
     pub edge: EdgeConfig,
     /// TLS on the listener; plain HTTP without it.
@@ -55,6 +73,28 @@ pub struct Config {
     /// How long views may catch up with the log at shutdown. What they don't reach they apply at the next start.
     pub catch_up_timeout: Duration,
     settings: Settings,
+}
+
+/// Where the log and the accounts are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// A PostgreSQL database; the database file in the data folder without it.
+    pub url: Option<ServerUrl>,
+    /// Another one for accounts, projects and keys.
+    pub accounts_url: Option<ServerUrl>,
+    /// How long events are kept, counted from storing; for ever without it.
+    pub retention: Option<Duration>,
+}
+
+/// What carries batches and ranges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BusConfig {
+    /// A RabbitMQ; queues in this process without it.
+    pub url: Option<ServerUrl>,
+    /// Queues that the projects are spread over.
+    pub shards: usize,
+    /// Writers of one storage process.
+    pub writers: usize,
 }
 
 /// The limits of the HTTP side.
@@ -74,6 +114,25 @@ pub struct EdgeConfig {
     pub trusted_proxies: Vec<IpNet>,
     /// Free bytes on the data folder's disk below which batches are refused with 503; 0 turns the check off.
     pub free_disk_min: u64,
+    /// The folder that takes batches while the bus is away.
+    pub spool: Option<PathBuf>,
+    /// The address that others reach this process at.
+    pub advertise: Option<ServerUrl>,
+    /// What each project may send.
+    pub limits: LimitsConfig,
+}
+
+/// What each project may send; `None` sets no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Events a second, over all edges.
+    pub events_per_s: Option<u64>,
+    /// Events that may come at once under that limit.
+    pub burst: Option<u64>,
+    /// Events a day, UTC.
+    pub events_per_day: Option<u64>,
+    /// Events a month, UTC.
+    pub events_per_month: Option<u64>,
 }
 
 /// The files TLS needs, both PEM.
@@ -110,13 +169,37 @@ impl Config {
     /// Every mistake found, each with the place it was made in.
     pub fn load(flags: &Flags, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
         let settings = Settings::gather(flags, variables)?;
-        let mut reader = Reader::new(&settings);
-        let edge = reader.edge();
-        let (data, listen) = (reader.path("data"), reader.address("listen"));
-        let (tls, log) = (reader.tls(), reader.log());
-        let catch_up_timeout = reader.duration("shutdown.catch_up_timeout");
-        reader.finish()?;
-        Ok(Self { data, listen, edge, tls, log, catch_up_timeout, settings })
+        let mut mistakes = Vec::new();
+        let read = Self::read(&settings, &mut mistakes);
+        for uncovered in settings.uncovered() {
+            Self::read(&uncovered, &mut mistakes);
+        }
+        if mistakes.is_empty() { Ok(Self { settings, ..read }) } else { Err(Error { mistakes }) }
+    }
+
+    /// Reads every value; what it returns is of use only without mistakes.
+    fn read(settings: &Settings, mistakes: &mut Vec<Mistake>) -> Self {
+        let mut reader = Reader::new(settings);
+        let read = Self {
+            data: reader.path("data"),
+            listen: reader.address("listen"),
+            roles: reader.roles(),
+            store: reader.store(),
+            bus: reader.bus(),
+            cache_url: reader.url("cache.url", &["redis", "rediss"]),
+            edge: reader.edge(),
+            tls: reader.tls(),
+            log: reader.log(),
+            catch_up_timeout: reader.duration("shutdown.catch_up_timeout"),
+            settings: Settings::default(),
+        };
+        for mistake in reader.finish() {
+            // The same value is read again for each one that is covered.
+            if !mistakes.contains(&mistake) {
+                mistakes.push(mistake);
+            }
+        }
+        read
     }
 
     /// Returns the file that was read, if any.

@@ -7,9 +7,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
-use super::error::{Error, Mistake};
+use super::error::Mistake;
+use super::keys::nearest;
+use super::roles::Roles;
+use super::server_url::ServerUrl;
 use super::settings::{Origin, Setting, Settings};
-use super::{EdgeConfig, LogConfig, LogFormat, TlsConfig, units};
+use super::{BusConfig, EdgeConfig, LimitsConfig, LogConfig, LogFormat, StoreConfig, TlsConfig, units};
 
 /// The most that a count of connections or bodies can sensibly be: Linux' largest default for open files.
 const COUNT_MAX: usize = 1_048_576;
@@ -25,9 +28,9 @@ impl<'a> Reader<'a> {
         Self { settings, mistakes: Vec::new() }
     }
 
-    /// Ends the reading: everything that was read holds, or every mistake.
-    pub(super) fn finish(self) -> Result<(), Error> {
-        if self.mistakes.is_empty() { Ok(()) } else { Err(Error { mistakes: self.mistakes }) }
+    /// Ends the reading: without mistakes, everything that was read holds.
+    pub(super) fn finish(self) -> Vec<Mistake> {
+        self.mistakes
     }
 
     pub(super) fn edge(&mut self) -> EdgeConfig {
@@ -39,7 +42,67 @@ impl<'a> Reader<'a> {
             drain_timeout: self.duration("edge.drain_timeout"),
             trusted_proxies: self.networks("edge.trusted_proxies"),
             free_disk_min: self.parsed("edge.free_disk_min", units::size).unwrap_or_default(),
+            spool: self.settings.get("edge.spool").map(|setting| located(&setting)),
+            advertise: self.url("edge.advertise", &["http", "https"]),
+            limits: LimitsConfig {
+                events_per_s: self.limit("limits.events_per_s"),
+                burst: self.limit("limits.burst"),
+                events_per_day: self.limit("limits.events_per_day"),
+                events_per_month: self.limit("limits.events_per_month"),
+            },
         }
+    }
+
+    /// A number of events; 0 sets no limit.
+    fn limit(&mut self, name: &str) -> Option<u64> {
+        let limit = self.parsed(name, |text| {
+            text.replace('_', "")
+                .parse()
+                .map_err(|_| format!("`{text}` isn't a whole number: write one, or 0 for no limit"))
+        });
+        limit.filter(|limit| *limit > 0)
+    }
+
+    /// Processes that share the work have to meet somewhere.
+    pub(super) fn roles(&mut self) -> Roles {
+        let roles = self.parsed("roles", Roles::parse).unwrap_or_default();
+        for server in ["store.url", "bus.url"] {
+            if !roles.all() && self.settings.get(server).is_none() {
+                let origin = self.settings.get("roles").map_or(Origin::Default, |setting| setting.origin);
+                let message = format!(
+                    "`roles`: {roles} alone needs `{server}`, where it meets the processes that do the rest"
+                );
+                self.mistakes.push(Mistake::new(&origin, message));
+            }
+        }
+        roles
+    }
+
+    pub(super) fn store(&mut self) -> StoreConfig {
+        let schemes = ["postgres", "postgresql"];
+        let url = self.url("store.url", &schemes);
+        let accounts_url = self.url("store.accounts_url", &schemes);
+        if url.is_none() && accounts_url.is_some() {
+            self.lacks("store.accounts_url", "store.url");
+        }
+        let days = self.limit("store.retention_days");
+        if url.is_none() && days.is_some() {
+            self.lacks("store.retention_days", "store.url");
+        }
+        let retention = days.map(|days| Duration::from_secs(days.saturating_mul(24 * 60 * 60)));
+        StoreConfig { url, accounts_url, retention }
+    }
+
+    pub(super) fn bus(&mut self) -> BusConfig {
+        BusConfig {
+            url: self.url("bus.url", &["amqp", "amqps"]),
+            shards: self.within("bus.shards", 256),
+            writers: self.within("bus.writers", 64),
+        }
+    }
+
+    pub(super) fn url(&mut self, name: &str, schemes: &[&str]) -> Option<ServerUrl> {
+        self.parsed(name, |text| ServerUrl::parse(text, schemes))
     }
 
     pub(super) fn tls(&mut self) -> Option<TlsConfig> {
@@ -60,12 +123,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn log(&mut self) -> LogConfig {
-        let level = self.parsed("log.level", |text| match EnvFilter::try_new(text) {
-            Ok(_) => Ok(text.to_owned()),
-            Err(error) => {
-                Err(format!("`{text}` isn't a level ({error}): write error, warn, info, debug or trace"))
-            }
-        });
+        let level = self.parsed("log.level", level);
         let format = self.parsed("log.format", |text| match text {
             "text" => Ok(LogFormat::Text),
             "json" => Ok(LogFormat::Json),
@@ -103,9 +161,13 @@ impl<'a> Reader<'a> {
     }
 
     fn count(&mut self, name: &str) -> usize {
+        self.within(name, COUNT_MAX)
+    }
+
+    fn within(&mut self, name: &str, max: usize) -> usize {
         self.parsed(name, |text| match text.replace('_', "").parse() {
-            Ok(count @ 1..=COUNT_MAX) => Ok(count),
-            _ => Err(format!("`{text}` isn't a count: write a whole number from 1 to {COUNT_MAX}")),
+            Ok(count) if (1..=max).contains(&count) => Ok(count),
+            _ => Err(format!("`{text}` isn't a count: write a whole number from 1 to {max}")),
         })
         .unwrap_or(1)
     }
@@ -132,6 +194,31 @@ impl<'a> Reader<'a> {
         let origin = self.settings.get(given).map_or(Origin::Default, |setting| setting.origin);
         self.mistakes
             .push(Mistake::new(origin, format!("`{given}` needs `{lacking}` beside it: set both or none")));
+    }
+}
+
+/// What a level is called.
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+
+/// Takes levels and directives. The filter itself takes a lone word for a module of that name, and would be silent for a
+/// level with a typo.
+fn level(text: &str) -> Result<String, String> {
+    let wrong = |word: &str, why: &str| {
+        let meant = nearest(&word.to_lowercase(), LEVELS.into_iter())
+            .map_or_else(String::new, |level| format!("; did you mean `{level}`?"));
+        format!("`{word}` isn't a level{why}: write error, warn, info, debug or trace{meant}")
+    };
+    let is_word = |part: &&str| part.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
+    let is_level = |part: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
+    if let Some(word) = text.split(',').map(str::trim).filter(is_word).find(|part| !is_level(part)) {
+        return Err(wrong(word, ""));
+    }
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => {
+            let last = text.rsplit('=').next().unwrap_or(text);
+            Err(wrong(if text.matches('=').count() == 1 { last } else { text }, &format!(" ({error})")))
+        }
     }
 }
 

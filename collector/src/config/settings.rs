@@ -5,7 +5,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Mistake};
-use super::keys::{CONFIG_VARIABLE, KEY_VARIABLE, KEYS, URL_VARIABLE, VARIABLE_PREFIX, named, nearest};
+use super::keys::{
+    CA_FILE_VARIABLE, CONFIG_VARIABLE, KEY_VARIABLE, KEYS, URL_VARIABLE, VARIABLE_PREFIX, named, nearest,
+};
+use super::server_url::redacted;
 use super::{FILE_NAME, file};
 
 /// What the command line says; each wins over every other layer.
@@ -17,6 +20,8 @@ pub struct Flags {
     pub data: Option<String>,
     /// `--listen ADDR`
     pub listen: Option<String>,
+    /// `--roles LIST`
+    pub roles: Option<String>,
 }
 
 /// Where a value came from.
@@ -29,16 +34,31 @@ pub(super) enum Origin {
 }
 
 /// A value as it was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Setting {
     pub text: String,
     pub origin: Origin,
+}
+
+impl Setting {
+    /// What may be shown of it: everything but passwords.
+    pub(super) fn shown(&self) -> String {
+        redacted(&self.text)
+    }
+}
+
+impl fmt::Debug for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.shown(), self.origin)
+    }
 }
 
 /// One value a key at most: that of the highest layer.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Settings {
     values: BTreeMap<&'static str, Setting>,
+    /// What a higher layer stands over: without effect, but a mistake in it is one all the same.
+    hidden: Vec<(&'static str, Setting)>,
     file: Option<PathBuf>,
     warnings: Vec<String>,
 }
@@ -49,9 +69,8 @@ impl Settings {
         flags: &Flags,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Error> {
-        let (from_variables, config_variable, warnings) = read_variables(variables);
-        let mut above = from_variables;
-        above.extend(read_flags(flags));
+        let (mut above, config_variable, warnings) = read_variables(variables);
+        let mut hidden = lay_over(&mut above, read_flags(flags));
         let named_file = match (&flags.config, config_variable) {
             (Some(path), _) => Some((PathBuf::from(path), Origin::Flag("--config"))),
             (None, Some(path)) => Some((PathBuf::from(path), Origin::Variable(CONFIG_VARIABLE))),
@@ -61,8 +80,17 @@ impl Settings {
             Some((path, origin)) => (read_file(&path, &origin)?, Some(path)),
             None => read_file_beside_data(&above)?,
         };
-        values.extend(above);
-        Ok(Self { values, file, warnings })
+        hidden.extend(lay_over(&mut values, above));
+        Ok(Self { values, hidden, file, warnings })
+    }
+
+    /// Returns these settings once more for each value that a higher layer stands over, with it in force.
+    pub(super) fn uncovered(&self) -> impl Iterator<Item = Self> {
+        self.hidden.iter().map(|(name, setting)| {
+            let mut uncovered = self.clone();
+            uncovered.values.insert(name, setting.clone());
+            uncovered
+        })
     }
 
     /// Returns the value of a key that is in the list; `None` where nothing sets it and there is no default.
@@ -85,14 +113,24 @@ impl Settings {
 
 type Values = BTreeMap<&'static str, Setting>;
 
+/// Puts a layer over another and returns what it covers.
+fn lay_over(values: &mut Values, above: Values) -> Vec<(&'static str, Setting)> {
+    let covered = above.into_iter().filter_map(|(name, setting)| Some((name, values.insert(name, setting)?)));
+    covered.collect()
+}
+
 fn read_flags(flags: &Flags) -> Values {
-    [("data", "--data", &flags.data), ("listen", "--listen", &flags.listen)]
-        .into_iter()
-        .filter_map(|(name, flag, value)| {
-            let text = value.clone()?;
-            Some((name, Setting { text, origin: Origin::Flag(flag) }))
-        })
-        .collect()
+    [
+        ("data", "--data", &flags.data),
+        ("listen", "--listen", &flags.listen),
+        ("roles", "--roles", &flags.roles),
+    ]
+    .into_iter()
+    .filter_map(|(name, flag, value)| {
+        let text = value.clone()?;
+        Some((name, Setting { text, origin: Origin::Flag(flag) }))
+    })
+    .collect()
 }
 
 /// An empty variable counts as absent: compose files produce them for what is not set. An unknown one is a warning and
@@ -109,7 +147,7 @@ fn read_variables(
             values.insert(key.name, Setting { text, origin: Origin::Variable(key.variable) });
         } else if name == CONFIG_VARIABLE {
             config = Some(text);
-        } else if name != URL_VARIABLE && name != KEY_VARIABLE {
+        } else if ![URL_VARIABLE, KEY_VARIABLE, CA_FILE_VARIABLE].contains(&name.as_str()) {
             let hint = nearest(&name, KEYS.iter().map(|key| key.variable))
                 .map_or(String::new(), |known| format!("; did you mean {known}?"));
             warnings.push(format!("the variable {name} is not known and has no effect{hint}"));

@@ -17,7 +17,7 @@ pub(super) fn toml(settings: &Settings) -> String {
     for key in KEYS {
         open_table(&mut out, &mut table, key);
         let (line, origin) = match settings.get(key.name) {
-            Some(setting) => (assignment(key, &setting.text), setting.origin.to_string()),
+            Some(setting) => (assignment(key, &setting.shown()), setting.origin.to_string()),
             None => (format!("# {} is not set", short(key)), "default".to_owned()),
         };
         writeln!(out, "{line:<ORIGIN_COLUMN$} # {origin}").expect("a String takes every write");
@@ -30,7 +30,7 @@ pub(super) fn json(settings: &Settings) -> Value {
     let keys = KEYS.iter().map(|key| {
         let setting = settings.get(key.name);
         let from = setting.as_ref().map_or("default".to_owned(), |setting| setting.origin.to_string());
-        (key.name.to_owned(), json!({ "value": setting.map(|setting| setting.text), "from": from }))
+        (key.name.to_owned(), json!({ "value": setting.map(|setting| setting.shown()), "from": from }))
     });
     Value::Object(keys.collect::<Map<_, _>>())
 }

@@ -86,7 +86,8 @@ fn every_key_of_the_example_is_read_back_as_its_default() {
         .collect();
     assert_eq!(uncommented, keys::KEYS.len() - 2, "all but the two TLS files");
     let config = load(Some(&text), &[], Flags::default()).unwrap();
-    assert_eq!(config.edge, EdgeConfig::default());
+    assert_eq!(EdgeConfig { spool: None, advertise: None, ..config.edge }, EdgeConfig::default());
+    assert_eq!(config.roles, Roles::default());
 }
 
 fn is_assignment(line: &str) -> bool {
@@ -129,6 +130,36 @@ fn every_mistake_is_reported_at_once() {
     assert!(all.contains("has no unit"), "{all}");
     assert!(all.contains("like 127.0.0.1:4000"), "{all}");
     assert!(all.contains("10.0.0.0/99"), "{all}");
+}
+
+#[test]
+fn a_level_is_one_and_directives_name_their_module() {
+    let log = |level: &str| load(None, &[("EVENTBUCKET_LOG", level)], Flags::default());
+    for level in ["warn", "WARN", "off", "info,eventbucket_collector::edge=debug", "hyper=trace", "a::b"] {
+        assert_eq!(log(level).unwrap().log.level, level);
+    }
+    for (level, part) in [
+        ("warning", "`warning` isn't a level: write error, warn, info, debug or trace; did you mean `warn`?"),
+        ("loud", "`loud` isn't a level: write error"),
+        ("info,edge", "`edge` isn't a level"),
+        ("edge=warning", "did you mean `warn`?"),
+        ("5x", "`5x` isn't"),
+    ] {
+        let message = log(level).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn what_is_covered_is_checked_too() {
+    let flags = || Flags { listen: Some("127.0.0.1:3".into()), ..Flags::default() };
+    let error = load(Some("listen = 5\n"), &[("EVENTBUCKET_LISTEN", "x")], flags()).unwrap_err();
+    let places: Vec<&str> = error.mistakes.iter().map(|mistake| mistake.place.as_str()).collect();
+    assert_eq!(places.len(), 2, "{error}");
+    assert!(places.contains(&"variable EVENTBUCKET_LISTEN"), "{places:?}");
+    assert!(places.iter().any(|place| place.ends_with("given.toml line 1")), "{places:?}");
+    let error = load(Some("listen = 5\n[edge]\ndecoding_max = 0\n"), &[], flags()).unwrap_err();
+    assert_eq!(error.mistakes.len(), 2, "each is said once: {error}");
 }
 
 #[test]
@@ -175,6 +206,7 @@ fn unknown_variables_warn_empty_ones_and_those_of_others_do_not() {
         ("EVENTBUCKET_LISTEN", ""),
         ("EVENTBUCKET_URL", "http://x"),
         ("EVENTBUCKET_KEY", "k"),
+        ("EVENTBUCKET_CA_FILE", "f"),
         ("PATH", "/bin"),
     ];
     let config = load(None, &variables, Flags::default()).unwrap();
@@ -190,4 +222,38 @@ fn every_variable_is_made_of_its_key() {
         assert_eq!(key.variable, expected);
         assert!(!key.about.is_empty(), "{} is explained", key.name);
     }
+}
+
+#[test]
+fn servers_and_roles_are_read_and_passwords_never_shown() {
+    let file = "roles = [\"edge\", \"query\"]\n[store]\nurl = \"postgres://u:geheim@db/events\"\n[bus]\nurl = \"amqps://u:geheim@mq\"\n";
+    let variables = [("EVENTBUCKET_CACHE_URL", "redis://:geheim@cache/1")];
+    let config = load(Some(file), &variables, Flags::default()).unwrap();
+    assert!(config.roles.has(Role::Edge) && !config.roles.has(Role::Storage));
+    assert_eq!(config.store.url.as_ref().unwrap().secret(), "postgres://u:geheim@db/events");
+    assert_eq!((config.bus.shards, config.bus.writers), (8, 2));
+    assert_eq!(config.cache_url.as_ref().unwrap().secret(), "redis://:geheim@cache/1");
+    for shown in [config.to_toml(), config.to_json().to_string(), format!("{config:?}")] {
+        assert!(!shown.contains("geheim") && shown.contains("***"), "{shown}");
+    }
+}
+
+#[test]
+fn accounts_of_their_own_need_a_log_on_postgres() {
+    let told = mistakes("[store]\naccounts_url = \"postgres://db/accounts\"\n");
+    assert!(told[0].contains("`store.accounts_url` needs `store.url`"), "{told:?}");
+}
+
+#[test]
+fn a_server_of_the_wrong_kind_is_refused() {
+    let told = mistakes("[bus]\nurl = \"redis://mq\"\nshards = 0\n");
+    assert!(told[0].contains("must with amqp:// or amqps://"), "{told:?}");
+    assert!(told[1].contains("from 1 to 256"), "{told:?}");
+}
+
+#[test]
+fn a_part_of_the_work_needs_servers_to_meet_the_rest() {
+    let told = mistakes("roles = [\"edge\"]\n");
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("needs `store.url`") && told[1].contains("needs `bus.url`"), "{told:?}");
 }

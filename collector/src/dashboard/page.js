@@ -13,8 +13,9 @@ const nodes = {
 
 /** What the collector answered instead of what was asked for. */
 class Refused extends Error {
-  constructor(status, problem) {
+  constructor(status, problem, kind) {
     super(problem.detail ?? `the collector answered ${status}`);
+    this.kind = kind;
     this.final = status >= 400 && status < 500 && status !== 408 && status !== 429;
     this.code = problem.code;
   }
@@ -31,12 +32,24 @@ function takeKeys() {
 
 const key = (kind) => sessionStorage.getItem(kind) ?? "";
 
-async function ask(path, signal, headers = {}) {
+async function ask(path, signal, headers = {}, kind = "secret") {
   const response = await fetch(path, {
-    signal, cache: "no-store", headers: { Authorization: `Bearer ${key("secret")}`, ...headers },
+    signal, cache: "no-store", headers: { Authorization: `Bearer ${key(kind)}`, ...headers },
   });
   if (response.ok) return response;
-  throw new Refused(response.status, await response.json().catch(() => ({})));
+  throw new Refused(response.status, await response.json().catch(() => ({})), kind);
+}
+
+// A line to paste with a key that can't send is worse than none: both keys are looked at before anything is done with them.
+async function checkKeys(signal) {
+  const found = {};
+  for (const kind of ["write", "secret"].filter(key)) {
+    found[kind] = await (await ask("/v1/key", signal, {}, kind)).json();
+    if (found[kind].kind !== kind) throw new Refused(403, { detail: `this is a ${found[kind].kind} key` }, kind);
+  }
+  if (found.write && found.secret && found.write.project_id !== found.secret.project_id) {
+    throw new Refused(403, { detail: "it belongs to another project than the secret key" }, "write");
+  }
 }
 
 function say(state, text) {
@@ -58,7 +71,7 @@ function askForKeys(problem) {
   nodes.problem.hidden = !problem;
   nodes.problem.textContent = problem ?? "";
   nodes.write.value = key("write");
-  nodes.secret.value = "";
+  nodes.secret.value = key("secret");
 }
 
 function part(tag, className, text) {
@@ -127,7 +140,7 @@ async function follow(signal) {
   for await (const message of messages(tail.body)) {
     if (message.event === "problem") {
       const problem = JSON.parse(message.data);
-      throw new Refused(problem.status, problem);
+      throw new Refused(problem.status, problem, "secret");
     }
     if (message.event !== "event") continue;
     show(JSON.parse(message.data), true);
@@ -143,18 +156,20 @@ async function start() {
   position = 0;
   nodes.list.replaceChildren();
   showSending();
-  if (!key("secret")) return askForKeys();
   for (let wait = RETRY_MS.first; !mine.signal.aborted; wait = Math.min(wait * 2, RETRY_MS.most)) {
     try {
+      await checkKeys(mine.signal);
+      if (!key("secret")) return askForKeys();
       await follow(mine.signal);
       wait = RETRY_MS.first / 2;
     } catch (error) {
       if (mine.signal.aborted) return;
       if (error.code === "invalid_cursor") return start();
       if (error.final) {
-        sessionStorage.removeItem("secret");
-        say("wrong", "The collector is running, but the events can't be shown.");
-        return askForKeys(`${error.message}.`);
+        sessionStorage.removeItem(error.kind);
+        showSending();
+        say("wrong", `The collector is running, but the ${error.kind} key can't be used.`);
+        return askForKeys(`The ${error.kind} key: ${error.message}.`);
       }
       const why = error instanceof Refused ? error.message : "it does not answer";
       say("wrong", `The collector can't be read at the moment (${why}); trying again.`);

@@ -1,5 +1,6 @@
 //! Which origins browsers may send from: any, with a key that was marked for browsers. The preflight carries no key, so it
-//! is answered for every origin and gives nothing away; the answer itself is readable only under a browser key.
+//! is answered for every origin and gives nothing away. The answer is readable under a browser key, and when the key is
+//! refused: a revoked or mistyped key isn't marked any more, and a page must learn that it is to stop.
 
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -7,8 +8,6 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-
-use crate::project::Grant;
 
 /// `OPTIONS /v1/events`
 pub(super) async fn preflight(headers: HeaderMap) -> Response {
@@ -29,9 +28,9 @@ pub(super) async fn preflight(headers: HeaderMap) -> Response {
     response
 }
 
-/// Lets the page that sent a batch read the answer, under a browser key.
-pub(super) fn echo_origin(mut response: Response, headers: &HeaderMap, grant: Grant) -> Response {
-    if let (true, Some(origin)) = (grant.browser, headers.get(ORIGIN)) {
+/// Lets the page that sent a batch read the answer.
+pub(super) fn echo_origin(mut response: Response, headers: &HeaderMap) -> Response {
+    if let Some(origin) = headers.get(ORIGIN) {
         let answer = response.headers_mut();
         answer.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
         answer.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after"));

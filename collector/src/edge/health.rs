@@ -12,13 +12,14 @@ use serde::Serialize;
 
 use super::problem::{Cause, Refusal};
 use super::{State, reply};
+use crate::config::Role;
 
 /// Room comes back when somebody frees some, not by waiting a second.
 const DISK_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// Whether the disk of the data folder has room. Clones share what was seen last.
 #[derive(Clone, Debug)]
-pub struct Health(Arc<Disk>);
+pub struct Health(Option<Arc<Disk>>);
 
 #[derive(Debug)]
 struct Disk {
@@ -35,17 +36,24 @@ impl Health {
     /// When the system can't say how much room there is.
     pub fn new(folder: &Path, free_bytes_min: u64) -> io::Result<Self> {
         let disk = Disk { folder: folder.to_owned(), free_bytes_min, free_bytes: AtomicU64::new(0) };
-        let health = Self(Arc::new(disk));
+        let health = Self(Some(Arc::new(disk)));
         health.look()?;
         Ok(health)
     }
 
+    /// Watches no disk: for a process that keeps nothing on one.
+    #[must_use]
+    pub fn without_disk() -> Self {
+        Self(None)
+    }
+
     /// Asks the system for the free bytes. Blocks as long as the file system takes.
-    pub(super) fn look(&self) -> io::Result<u64> {
-        let stat = rustix::fs::statvfs(&self.0.folder)?;
+    pub(super) fn look(&self) -> io::Result<Option<u64>> {
+        let Some(disk) = &self.0 else { return Ok(None) };
+        let stat = rustix::fs::statvfs(&disk.folder)?;
         let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let before = self.0.free_bytes.swap(free_bytes, Ordering::Relaxed);
-        let low = |bytes| bytes < self.0.free_bytes_min;
+        let before = disk.free_bytes.swap(free_bytes, Ordering::Relaxed);
+        let low = |bytes| bytes < disk.free_bytes_min;
         if low(free_bytes) && !low(before) {
             tracing::error!(
                 free_bytes,
@@ -54,18 +62,19 @@ impl Health {
         } else if low(before) && !low(free_bytes) && before > 0 {
             tracing::info!(free_bytes, "the disk has room again");
         }
-        Ok(free_bytes)
+        Ok(Some(free_bytes))
     }
 
     /// Refuses a batch while the disk is almost full.
     pub(super) fn check_room(&self) -> Result<(), Refusal> {
-        let free_bytes = self.0.free_bytes.load(Ordering::Relaxed);
-        if free_bytes >= self.0.free_bytes_min {
+        let Some(disk) = &self.0 else { return Ok(()) };
+        let free_bytes = disk.free_bytes.load(Ordering::Relaxed);
+        if free_bytes >= disk.free_bytes_min {
             return Ok(());
         }
         let detail = format!(
             "{free_bytes} bytes are free on the collector's disk, less than the {} that are kept back; free some space",
-            self.0.free_bytes_min
+            disk.free_bytes_min
         );
         Err(Refusal::new(Cause::DiskLow, detail).retry_after(DISK_RETRY_AFTER))
     }
@@ -89,9 +98,15 @@ pub(super) async fn ready(extract::State(edge): extract::State<State>) -> Respon
     if let Err(refusal) = edge.health.check_room() {
         return refusal.into_response();
     }
-    match edge.query.serving() {
+    // Behind a durable bus an edge takes batches while the store is away, and should get them.
+    let serving = if edge.roles.has(Role::Edge) {
+        edge.ingest.serving().map_err(|error| error.to_string())
+    } else {
+        edge.query.serving().map_err(|error| error.to_string())
+    };
+    match serving {
         Ok(()) => reply::json(StatusCode::OK, &StatusDocument { status: "ready" }),
-        Err(error) => Refusal::new(Cause::Unavailable, error.to_string()).into_response(),
+        Err(reason) => Refusal::new(Cause::Unavailable, reason).into_response(),
     }
 }
 

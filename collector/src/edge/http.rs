@@ -19,7 +19,7 @@ pub(super) async fn take_events(extract::State(edge): extract::State<State>, req
         Ok(grant) => grant,
         Err(refusal) => {
             body::discard_rest(&head, body).await;
-            return refusal.into_response();
+            return cors::echo_origin(refusal.into_response(), &head.headers);
         }
     };
     let answer = match batch(&edge, grant, &head, &mut body).await {
@@ -29,7 +29,7 @@ pub(super) async fn take_events(extract::State(edge): extract::State<State>, req
             refusal.into_response()
         }
     };
-    cors::echo_origin(answer, &head.headers, grant)
+    if grant.browser { cors::echo_origin(answer, &head.headers) } else { answer }
 }
 
 async fn batch(edge: &State, grant: Grant, head: &Parts, body: &mut Body) -> Result<Response, Refusal> {
@@ -47,8 +47,9 @@ async fn batch(edge: &State, grant: Grant, head: &Parts, body: &mut Body) -> Res
         Ok(ingest::validate(grant.project, codec::decode(bytes, format)?, arrival))
     })
     .await?;
+    let admitted = edge.ingest.admit(grant.project, &valid).await?;
     let outcome = edge.ingest.publish(valid).await?;
-    Ok(reply::batch(outcome))
+    Ok(reply::with_limit(reply::batch(outcome), admitted.closest))
 }
 
 /// Reads when the attempt was sent, by the sender's clock.
@@ -56,7 +57,8 @@ fn sent_at(headers: &HeaderMap) -> Result<Option<Timestamp>, Refusal> {
     let Some(value) = headers.get(SENT_AT_HEADER) else { return Ok(None) };
     let sent_at = value.to_str().ok().and_then(|text| text.trim().parse().ok()).and_then(Timestamp::from_ms);
     if sent_at.is_none() {
-        let detail = format!("{SENT_AT_HEADER} must be Unix milliseconds within the years 0001 to 9999");
+        let detail =
+            format!("{SENT_AT_HEADER} must be Unix milliseconds from 0001-01-01 to 9999-12-30T22:00:00Z");
         return Err(Refusal::new(Cause::InvalidHeader, detail));
     }
     Ok(sent_at)

@@ -40,12 +40,10 @@ pub(super) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
 mod tests {
     use super::*;
 
-    fn read(value: &str) -> Result<String, Cow> {
+    fn read(value: &str) -> Result<String, String> {
         let headers = HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())]);
         bearer(&headers).map(str::to_owned).map_err(|refusal| refusal.problem().code)
     }
-
-    type Cow = String;
 
     #[test]
     fn the_scheme_may_be_written_in_any_case() {

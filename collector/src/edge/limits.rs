@@ -72,7 +72,7 @@ impl Drawn {
             (Ok(more), held) => *held = Some(more),
             (Err(_), _) => {
                 let detail = "too many large bodies arrive at once; send this batch again";
-                return Err(Refusal::new(Cause::Busy, detail).retry_after(BODIES_RETRY_AFTER));
+                return Err(Refusal::new(Cause::Crowded, detail).retry_after(BODIES_RETRY_AFTER));
             }
         }
         Ok(())
@@ -90,7 +90,8 @@ mod tests {
         first.add(BODIES_BYTES_MAX - 1).unwrap();
         second.add(1).unwrap();
         let refusal = second.add(1).unwrap_err();
-        assert_eq!((refusal.problem().code.as_str(), refusal.retry_after_s()), ("busy", Some(1)));
+        let problem = refusal.problem();
+        assert_eq!((problem.status, problem.code.as_str(), refusal.retry_after_s()), (503, "busy", Some(1)));
         drop(first);
         second.add(BODIES_BYTES_MAX - 1).unwrap();
     }

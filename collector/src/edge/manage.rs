@@ -1,5 +1,6 @@
-//! Projects, keys, audit and rebuild. A secret key lists and makes projects of its account, but replaces the keys of its own
-//! project alone: with another's keys it could read what that project holds.
+//! Projects, keys, audit and rebuild. A secret key lists and makes projects of its account: their names and how many events
+//! each has are what the account's owner manages by. What a project holds stays its own, so a secret key replaces the keys of
+//! its own project alone: with another's it could read them.
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -16,10 +17,49 @@ use super::limits::DOCUMENT_BYTES_MAX;
 use super::problem::{Cause, Refusal};
 use super::{State, body, decode, key, reply};
 use crate::project::{KeyKind, Project, ProjectId};
-use crate::query;
+use crate::query::{self, Node};
 
 /// When to ask again while another audit or rebuild runs.
 const LONG_WORK_RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What the key of a request is.
+#[derive(Serialize)]
+struct KeyDocument {
+    project_id: ProjectId,
+    kind: KeyKind,
+    browser: bool,
+}
+
+/// `GET /v1/key`: every key may ask what it is, so that whoever is given one can check it.
+pub(super) async fn key(
+    extract::State(edge): extract::State<State>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let grant = key::sender(&edge, &headers).await?;
+    let document = KeyDocument { project_id: grant.project, kind: grant.kind, browser: grant.browser };
+    Ok(reply::json(StatusCode::OK, &document))
+}
+
+#[derive(Serialize)]
+struct NodesDocument {
+    nodes: Vec<Node>,
+}
+
+/// `GET /v1/nodes`: a write key sees where events may be sent, a secret key every process.
+pub(super) async fn nodes(
+    extract::State(edge): extract::State<State>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let grant = key::sender(&edge, &headers).await?;
+    let Some(mut nodes) = edge.query.nodes().await else {
+        let detail = "the registry of nodes can't be read at the moment; try again";
+        return Err(Refusal::new(Cause::Unavailable, detail));
+    };
+    if grant.kind == KeyKind::Write {
+        nodes.retain(|node| node.address.is_some() && node.roles.iter().any(|role| role == "edge"));
+    }
+    Ok(reply::json(StatusCode::OK, &NodesDocument { nodes }))
+}
 
 #[derive(Serialize)]
 struct ProjectsDocument {
@@ -76,8 +116,8 @@ pub(super) async fn create_project(
 #[serde(deny_unknown_fields)]
 struct RotateKey {
     kind: KeyKind,
-    #[serde(default)]
-    browser: bool,
+    /// Left out, the new key is what the old one was.
+    browser: Option<bool>,
 }
 
 /// A key, shown this one time.
@@ -104,7 +144,7 @@ pub(super) async fn rotate_key(
             return Err(Refusal::new(Cause::NotFound, detail));
         }
         let RotateKey { kind, browser } = document(&edge, &head, &mut body).await?;
-        if browser && kind == KeyKind::Secret {
+        if browser == Some(true) && kind == KeyKind::Secret {
             let detail =
                 "a secret key can't be for browsers: everybody could read it there; rotate the write key";
             return Err(Refusal::new(Cause::MalformedBody, detail));

@@ -57,7 +57,7 @@ mod tls;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use eventbucket_protocol::EVENTS_PATH;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -66,7 +66,7 @@ pub use health::Health;
 pub use server::serve;
 pub use tls::{Tls, TlsError};
 
-use crate::config::EdgeConfig;
+use crate::config::{EdgeConfig, Role, Roles};
 use crate::dashboard;
 use crate::ingest::Ingest;
 use crate::query::Reader;
@@ -80,6 +80,7 @@ pub struct State {
     query: Reader,
     health: Health,
     config: Arc<EdgeConfig>,
+    roles: Roles,
     metrics: Metrics,
     limits: Arc<Limits>,
     /// Cancelled when draining begins: open tails end, and answers ask clients to come back elsewhere.
@@ -92,31 +93,55 @@ impl State {
     pub fn new(ingest: Ingest, query: Reader, health: Health, config: EdgeConfig, metrics: Metrics) -> Self {
         let limits = Arc::new(Limits::new(config.decoding_max));
         let draining = CancellationToken::new();
-        Self { ingest, query, health, config: Arc::new(config), metrics, limits, draining }
+        let (config, roles) = (Arc::new(config), Roles::default());
+        Self { ingest, query, health, config, roles, metrics, limits, draining }
+    }
+
+    /// Answers only what belongs to these roles.
+    #[must_use]
+    pub fn for_roles(self, roles: Roles) -> Self {
+        Self { roles, ..self }
     }
 }
 
-/// The paths, in the order a newcomer meets them.
+/// The paths, in the order a newcomer meets them. Every process tells its health; what else it answers is its roles'.
 pub fn routes(state: State) -> Router {
-    let api = Router::new()
-        .route(EVENTS_PATH, post(http::take_events).get(read::events).options(cors::preflight))
-        .route("/v1/events/tail", get(tail::events))
-        .route("/v1/events/{id}", get(read::event))
-        .route("/v1/counts", get(read::counts))
-        .route("/v1/projects", get(manage::projects).post(manage::create_project))
-        .route("/v1/projects/{id}/keys/rotate", post(manage::rotate_key))
-        .route("/v1/audit", get(manage::audit))
-        .route("/v1/rebuild", post(manage::rebuild));
-    let health = Router::new()
+    let mut events = MethodRouter::new();
+    let mut paths = Router::new()
         .route("/healthz/live", get(health::live))
         .route("/healthz/ready", get(health::ready))
         .route("/version", get(health::version))
         .route("/metrics", get(health::metrics));
-    api.merge(health)
-        .merge(dashboard::routes())
+    if state.roles.has(Role::Edge) {
+        events = events.post(http::take_events).options(cors::preflight);
+        paths = paths.route("/v1/batches/{id}", get(read::batch).options(cors::preflight));
+    }
+    if state.roles.has(Role::Query) {
+        events = events.get(read::events);
+        paths = paths.merge(reading()).merge(dashboard::routes());
+    }
+    if state.roles.has(Role::Edge) || state.roles.has(Role::Query) {
+        paths = paths
+            .route(EVENTS_PATH, events)
+            .route("/v1/key", get(manage::key))
+            .route("/v1/nodes", get(manage::nodes));
+    }
+    paths
         .method_not_allowed_fallback(problem::method_not_allowed)
         .fallback(problem::not_found)
         .layer(CatchPanicLayer::custom(problem::panicked))
         .layer(axum::middleware::from_fn_with_state(state.clone(), observe::request))
         .with_state(state)
+}
+
+fn reading() -> Router<State> {
+    Router::new()
+        .route("/v1/events/tail", get(tail::events))
+        .route("/v1/events/{id}", get(read::event))
+        .route("/v1/events/by-id", get(read::event_by_parameter))
+        .route("/v1/counts", get(read::counts))
+        .route("/v1/projects", get(manage::projects).post(manage::create_project))
+        .route("/v1/projects/{id}/keys/rotate", post(manage::rotate_key))
+        .route("/v1/audit", get(manage::audit))
+        .route("/v1/rebuild", post(manage::rebuild))
 }

@@ -3,6 +3,7 @@ use std::str::FromStr;
 use axum::extract::Query;
 use axum::http::Uri;
 use eventbucket_protocol::Timestamp;
+use percent_encoding::percent_decode_str;
 
 use super::problem::{Cause, Refusal};
 
@@ -15,9 +16,13 @@ pub(super) struct Parameters {
 
 impl Parameters {
     pub(super) fn of(uri: &Uri) -> Result<Self, Refusal> {
-        let Query(given) = Query::try_from_uri(uri).map_err(|error| {
-            Refusal::new(Cause::InvalidQuery, format!("the parameters can't be read: {error}"))
-        })?;
+        let unreadable =
+            |why: &str| Refusal::new(Cause::InvalidQuery, format!("the parameters can't be read: {why}"));
+        // What isn't UTF-8 would be replaced below, and ask for something that nobody named.
+        if uri.query().is_some_and(|query| percent_decode_str(query).decode_utf8().is_err()) {
+            return Err(unreadable("they aren't UTF-8 once their %XX are decoded"));
+        }
+        let Query(given) = Query::try_from_uri(uri).map_err(|error| unreadable(&error.to_string()))?;
         Ok(Self { given, known: Vec::new() })
     }
 
@@ -31,6 +36,11 @@ impl Parameters {
             (Some(value), None) => Ok(Some(value)),
             (Some(_), Some(_)) => Err(invalid(name, "is given twice")),
         }
+    }
+
+    /// Takes a text that must be there.
+    pub(super) fn required(&mut self, name: &'static str) -> Result<String, Refusal> {
+        self.text(name)?.ok_or_else(|| invalid(name, "is missing; this path needs it"))
     }
 
     /// Takes a number.

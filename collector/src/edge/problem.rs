@@ -11,7 +11,8 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use eventbucket_protocol::Problem;
 
-use super::body;
+use super::{body, reply};
+use crate::ingest::Left;
 
 /// Why a request failed as a whole. The names in snake case are the stable codes of docs/PROTOCOL.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,7 @@ pub(super) enum Cause {
     MalformedBody,
     SlowBody,
     Busy,
+    Limited,
     Crowded,
     Unavailable,
     DiskLow,
@@ -65,7 +67,8 @@ impl Cause {
             Self::MalformedBody => (400, "malformed_body", "The body can't be read"),
             Self::SlowBody => (408, "slow_body", "The body took too long"),
             Self::Busy => (429, "busy", "Too much at once"),
-            Self::Crowded => (503, "busy", "Too many connections"),
+            Self::Limited => (429, "limited", "The project sends too much"),
+            Self::Crowded => (503, "busy", "Too much at once"),
             Self::Unavailable => (503, "unavailable", "Nothing can be stored at the moment"),
             Self::DiskLow => (503, "disk_low", "The disk is almost full"),
             Self::InvalidQuery => (400, "invalid_query", "A parameter can't be used"),
@@ -83,16 +86,22 @@ pub(super) struct Refusal {
     cause: Cause,
     detail: Cow<'static, str>,
     retry_after_s: Option<u64>,
+    limit: Option<Left>,
 }
 
 impl Refusal {
     pub(super) fn new(cause: Cause, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { cause, detail: detail.into(), retry_after_s: None }
+        Self { cause, detail: detail.into(), retry_after_s: None, limit: None }
     }
 
     /// Says when to try again, in whole seconds: HTTP has no finer unit, and 0 would be an invitation to hammer.
     pub(super) fn retry_after(self, wait: Duration) -> Self {
         Self { retry_after_s: Some(whole_seconds(wait)), ..self }
+    }
+
+    /// Says what is left of a limit.
+    pub(super) fn limit(self, limit: Option<Left>) -> Self {
+        Self { limit, ..self }
     }
 
     pub(super) fn problem(&self) -> Problem {
@@ -130,7 +139,7 @@ impl IntoResponse for Refusal {
         if let Some(wait) = self.retry_after_s {
             headers.insert(RETRY_AFTER, HeaderValue::from(wait));
         }
-        response
+        reply::with_limit(response, self.limit)
     }
 }
 

@@ -1,14 +1,19 @@
+use std::time::Duration;
+
 use axum::extract::rejection::PathRejection;
 use axum::extract::{self, Path};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
+use eventbucket_protocol::{BatchId, Reply};
 use serde::Serialize;
 
 use super::parameters::Parameters;
 use super::problem::{Cause, Refusal};
 use super::{State, key, reply};
+use crate::project::Grant;
 use crate::query::{
-    CountRow, CountsBy, CountsQuery, EventFilter, EventShape, EventsQuery, LIMIT_DEFAULT, Order,
+    BatchRecord, CountRow, CountsBy, CountsQuery, EventFilter, EventShape, EventsQuery, LIMIT_DEFAULT, Order,
+    WAIT_S_MAX,
 };
 
 #[derive(Serialize)]
@@ -46,6 +51,20 @@ pub(super) async fn events(
     Ok(reply::json(StatusCode::OK, &document))
 }
 
+/// `GET /v1/events/by-id?id=ID`: every id that is taken can be asked for here. In a path `.` and `..` are folders to clients, and
+/// `tail` is a neighbour's name.
+pub(super) async fn event_by_parameter(
+    extract::State(edge): extract::State<State>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Result<Response, Refusal> {
+    let grant = key::reader(&edge, &headers).await?;
+    let mut parameters = Parameters::of(&uri)?;
+    let id = parameters.required("id")?;
+    parameters.finish()?;
+    found(&edge, grant, &id).await
+}
+
 /// `GET /v1/events/{id}`
 pub(super) async fn event(
     extract::State(edge): extract::State<State>,
@@ -56,8 +75,52 @@ pub(super) async fn event(
     let grant = key::reader(&edge, &headers).await?;
     Parameters::of(&uri)?.finish()?;
     let Path(id) = id.map_err(|error| Refusal::new(Cause::InvalidQuery, format!("id: {error}")))?;
-    let event = edge.query.event(grant.project, &id).await?;
+    found(&edge, grant, &id).await
+}
+
+async fn found(edge: &State, grant: Grant, id: &str) -> Result<Response, Refusal> {
+    let event = edge.query.event(grant.project, id).await?;
     Ok(reply::json(StatusCode::OK, &EventShape::from(&event)))
+}
+
+#[derive(Serialize)]
+struct PendingDocument<'a> {
+    batch_id: &'a str,
+    /// Always `pending`: the final answer has the form of the answer to the batch.
+    state: &'static str,
+}
+
+/// `GET /v1/batches/{id}`: the final verdicts, for whoever may send.
+pub(super) async fn batch(
+    extract::State(edge): extract::State<State>,
+    headers: HeaderMap,
+    uri: Uri,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, Refusal> {
+    let grant = key::sender(&edge, &headers).await?;
+    let mut parameters = Parameters::of(&uri)?;
+    let wait_s: u64 = parameters.number("wait")?.unwrap_or(0);
+    parameters.finish()?;
+    if wait_s > WAIT_S_MAX {
+        return Err(Refusal::new(
+            Cause::InvalidQuery,
+            format!("wait: {wait_s} is over {WAIT_S_MAX} seconds"),
+        ));
+    }
+    let Path(id) = id.map_err(|error| Refusal::new(Cause::InvalidQuery, format!("id: {error}")))?;
+    // A draining edge answers what it knows and holds up nobody.
+    let record = tokio::select! {
+        record = edge.query.batch(grant.project, &id, Duration::from_secs(wait_s)) => record?,
+        () = edge.draining.cancelled() => edge.query.batch(grant.project, &id, Duration::ZERO).await?,
+    };
+    Ok(match record {
+        BatchRecord::Final(verdicts) => {
+            reply::json(StatusCode::OK, &Reply::new(BatchId::from_text(&id), verdicts))
+        }
+        BatchRecord::Pending => {
+            reply::json(StatusCode::ACCEPTED, &PendingDocument { batch_id: &id, state: "pending" })
+        }
+    })
 }
 
 #[derive(Serialize)]

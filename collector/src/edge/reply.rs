@@ -8,7 +8,7 @@ use eventbucket_protocol::Reply;
 use serde::Serialize;
 
 use super::problem::{Cause, Refusal};
-use crate::ingest::{self, Outcome};
+use crate::ingest::{self, Left, Outcome};
 use crate::query;
 
 /// Answers a batch: a verdict an event, and the ids when the collector made some.
@@ -21,6 +21,19 @@ pub(super) fn batch(outcome: Outcome) -> Response {
             None => reply,
         },
     )
+}
+
+/// Adds what is left of the limit that is closest to its end: how many events may come at once or in the period, how many are
+/// left of them, and after how many seconds all are there again.
+pub(super) fn with_limit(mut response: Response, limit: Option<Left>) -> Response {
+    if let Some(left) = limit {
+        let headers = response.headers_mut();
+        headers.insert("ratelimit-limit", HeaderValue::from(left.limit));
+        headers.insert("ratelimit-remaining", HeaderValue::from(left.remaining));
+        let seconds = left.resets_after.as_secs() + u64::from(left.resets_after.subsec_nanos() > 0);
+        headers.insert("ratelimit-reset", HeaderValue::from(seconds));
+    }
+    response
 }
 
 /// Answers a document. Nothing of the API may be kept by caches on the way.
@@ -45,6 +58,9 @@ impl From<ingest::Error> for Refusal {
         match &error {
             ingest::Error::UnknownKey => Self::new(Cause::UnknownKey, error.to_string()),
             ingest::Error::RevokedKey => Self::new(Cause::RevokedKey, error.to_string()),
+            ingest::Error::Limited { retry_after, left, .. } => {
+                Self::new(Cause::Limited, error.to_string()).retry_after(*retry_after).limit(*left)
+            }
             _ => failed(&error, error.status(), error.retry()),
         }
     }
@@ -56,6 +72,10 @@ impl From<query::Error> for Refusal {
             query::Error::Parameter { .. } => Self::new(Cause::InvalidQuery, error.to_string()),
             query::Error::Cursor(_) => Self::new(Cause::InvalidCursor, error.to_string()),
             query::Error::NotFound(_) => Self::new(Cause::NotFound, error.to_string()),
+            query::Error::Store(_) if error.names_damage() => {
+                tracing::error!(%error, "a request met damage");
+                Self::new(Cause::Internal, error.to_string())
+            }
             query::Error::Store(_) => failed(&error, error.status(), error.retry()),
         }
     }

@@ -226,7 +226,8 @@ async fn watch(state: State, ended: CancellationToken) {
         }
         let health = state.health.clone();
         match tokio::task::spawn_blocking(move || health.look()).await {
-            Ok(Ok(free_bytes)) => state.metrics.free_disk(free_bytes),
+            Ok(Ok(Some(free_bytes))) => state.metrics.free_disk(free_bytes),
+            Ok(Ok(None)) => {}
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the free space of the data folder's disk can't be read");
             }

@@ -9,6 +9,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::parameters::Parameters;
 use super::problem::{Cause, Refusal};
@@ -16,7 +17,7 @@ use super::{State, key};
 use crate::query::{EventFilter, EventShape, StoredEvent, Tail};
 
 /// A comment is sent this often when nothing happens: proxies cut connections that are silent for 30 to 60 s. The key is
-/// looked at as often, so that a revoked one doesn't go on reading.
+/// looked at as often, however busy the log is, so that a revoked one doesn't go on reading.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// `GET /v1/events/tail`: server-sent events. Each `event` has the position as its id; `Last-Event-ID` goes on behind it, and
@@ -38,7 +39,7 @@ pub(super) async fn events(
     let after = last_event_id(&headers)?.or(after);
     let tail = edge.query.tail(grant.project, filter, after).await?;
     let key = key::bearer(&headers)?.to_owned();
-    Ok(stream_of(Following { edge, key, tail, stage: Stage::Opening }))
+    Ok(stream_of(Following { edge, key, tail, stage: Stage::Opening, looked: Instant::now() }))
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
@@ -72,6 +73,8 @@ struct Following {
     key: String,
     tail: Tail,
     stage: Stage,
+    /// When the key was looked at last.
+    looked: Instant,
 }
 
 enum Stage {
@@ -86,12 +89,14 @@ impl Following {
         match self.stage {
             Stage::Opening => {
                 self.stage = Stage::Open;
-                return Some(
-                    format!("retry: 1000\n: following from position {}\n\n", self.tail.position()).into(),
-                );
+                return Some(format!("retry: 1000\n{}", self.place("following from")).into());
             }
             Stage::Open => {}
             Stage::Closed => return None,
+        }
+        // A log that never rests leaves no pause in which to look at the key.
+        if self.looked.elapsed() >= HEARTBEAT {
+            return Some(self.heartbeat().await);
         }
         // All three are cancel-safe: the tail moves only when it returns events.
         tokio::select! {
@@ -100,11 +105,22 @@ impl Following {
                 Ok(events) => Some(self.written(&events)),
                 Err(error) => Some(self.close(Refusal::from(error))),
             },
-            () = tokio::time::sleep(HEARTBEAT) => match self.edge.ingest.authenticate(&self.key).await {
-                Ok(_) => Some(b": still here\n\n".to_vec()),
-                Err(error) => Some(self.close(Refusal::from(error))),
-            },
+            () = tokio::time::sleep_until(self.looked + HEARTBEAT) => Some(self.heartbeat().await),
         }
+    }
+
+    async fn heartbeat(&mut self) -> Vec<u8> {
+        self.looked = Instant::now();
+        match self.edge.ingest.authenticate(&self.key).await {
+            Ok(_) => self.place("still here at").into(),
+            Err(error) => self.close(Refusal::from(error)),
+        }
+    }
+
+    /// Tells the client its place by an id without data, so that it can come back to it although it has seen no event yet.
+    fn place(&self, word: &str) -> String {
+        let position = self.tail.position();
+        format!(": {word} position {position}\nid: {position}\n\n")
     }
 
     fn written(&mut self, events: &[StoredEvent]) -> Vec<u8> {

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use crate::cache::{Bound, Left};
 use crate::{bus, store};
 
 /// Why a batch has no verdicts.
@@ -15,6 +16,16 @@ pub enum Error {
     /// What the key may do can't be looked up.
     #[error("the key can't be checked at the moment: {0}")]
     Store(#[source] store::Error),
+    /// The project may not send as much.
+    #[error("{}", super::admit::words(*.bound, *.retry_after))]
+    Limited {
+        /// Which limit it is.
+        bound: Bound,
+        /// When the same batch would be taken.
+        retry_after: Duration,
+        /// What is left of the limit that is closest to its end.
+        left: Option<Left>,
+    },
     /// The batch wasn't taken, or nothing is known of it.
     #[error(transparent)]
     Bus(#[from] bus::Error),
@@ -34,6 +45,7 @@ impl Error {
     pub fn status(&self) -> u16 {
         match self {
             Self::UnknownKey | Self::RevokedKey => 401,
+            Self::Limited { .. } => 429,
             Self::Store(error) => error.status(),
             Self::Bus(error) => error.status(),
             Self::VerdictsMissing { .. } => 500,
@@ -44,6 +56,7 @@ impl Error {
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {
         match self {
+            Self::Limited { retry_after, .. } => Some(*retry_after),
             Self::Store(error) => error.retry(),
             Self::Bus(error) => error.retry(),
             Self::UnknownKey | Self::RevokedKey | Self::VerdictsMissing { .. } => None,

@@ -3,6 +3,9 @@
 /// What a key may do, asked of the cache, then the store.
 mod authenticate;
 
+/// Whether a project may send as much.
+mod admit;
+
 /// From what arrived to what may be stored.
 mod validate;
 
@@ -15,10 +18,13 @@ mod error;
 use eventbucket_protocol::RawBatch;
 
 use crate::bus::Bus;
-use crate::cache::Cache;
+use crate::cache::{Cache, Limits};
 use crate::project::Grant;
 use crate::store::Store;
 
+pub use crate::cache::Left;
+pub use admit::Admitted;
+use authenticate::LastKnown;
 pub use error::Error;
 pub use outcome::Outcome;
 pub use validate::{Arrival, SKEW_MS_MIN, Valid, validate};
@@ -29,13 +35,30 @@ pub struct Ingest {
     bus: Bus,
     store: Store,
     cache: Cache,
+    limits: Limits,
+    last_known: LastKnown,
 }
 
 impl Ingest {
     /// Puts ingest in front of a bus.
     #[must_use]
     pub fn new(bus: Bus, store: Store, cache: Cache) -> Self {
-        Self { bus, store, cache }
+        Self { bus, store, cache, limits: Limits::default(), last_known: LastKnown::new() }
+    }
+
+    /// Bounds what each project may send.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Says whether a batch sent now would be taken.
+    ///
+    /// # Errors
+    /// What is wrong with the bus, or with the store where nothing stands between.
+    pub fn serving(&self) -> Result<(), Error> {
+        self.bus.serving()?;
+        if self.bus.is_durable() { Ok(()) } else { self.store.serving().map_err(Error::Store) }
     }
 
     /// Finds out what a key may do.
@@ -43,7 +66,7 @@ impl Ingest {
     /// # Errors
     /// [`Error::UnknownKey`] or [`Error::RevokedKey`]; [`Error::Store`] when it can't be known now.
     pub async fn authenticate(&self, key: &str) -> Result<Grant, Error> {
-        authenticate::grant(key, &self.store, &self.cache).await
+        authenticate::grant(key, &self.store, &self.cache, &self.last_known).await
     }
 
     /// Takes a batch all the way: what [`validate()`] and [`Ingest::publish`] do, in one.

@@ -1,7 +1,7 @@
 use eventbucket_protocol::{BatchId, EventId, RawBatch, Reason, Timestamp};
 use uuid::Uuid;
 
-use crate::bus::message::ValidBatch;
+use crate::bus::message::{Refused, ValidBatch};
 use crate::project::ProjectId;
 
 /// A sender's clock that is off by less than this is believed: a request may take half a minute to arrive, and a
@@ -44,13 +44,18 @@ pub fn validate(project: ProjectId, raw: RawBatch<'_>, arrival: Arrival) -> Vali
     let mut refused = Vec::new();
     let mut ids = Vec::with_capacity(raw.events.len());
     let mut made_ids = false;
+    let mut undated = Vec::new();
     for (place, event) in raw.events.into_iter().enumerate() {
         let has_id = event.as_ref().is_ok_and(|event| event.id.is_some());
+        let has_time = event.as_ref().is_ok_and(|event| event.time.is_some());
         let new_id = || EventId::from_uuid(Uuid::now_v7());
         match event.and_then(|event| event.complete(new_id, arrival.received)) {
             Ok(event) => {
                 made_ids |= !has_id;
                 ids.push(Some(event.id.clone()));
+                if !has_time {
+                    undated.push(events.len());
+                }
                 events.push(event);
             }
             Err(reason) => {
@@ -65,9 +70,17 @@ pub fn validate(project: ProjectId, raw: RawBatch<'_>, arrival: Arrival) -> Vali
         received: arrival.received,
         skew_ms: arrival.skew_ms(),
         events,
-        rejected: u32::try_from(refused.len()).expect("a batch holds at most 10,000 events"),
+        undated,
+        refused: refused.iter().map(|(place, reason)| refused_at(*place, reason)).collect(),
+        part: 0,
+        parts: 1,
     };
     Valid { batch, refused, ids: made_ids.then_some(ids) }
+}
+
+fn refused_at(place: usize, reason: &Reason) -> Refused {
+    let place = u32::try_from(place).expect("a batch holds at most 10,000 events");
+    Refused { place, code: reason.code }
 }
 
 #[cfg(test)]
@@ -99,7 +112,7 @@ mod tests {
     fn what_is_refused_keeps_its_place_and_costs_its_neighbours_nothing() {
         let valid = valid(r#"[{"name":"a","id":"1"},{"name":""},{"name":"b","id":"2"},{"id":"3"}]"#);
         assert_eq!(valid.batch.events.len(), 2);
-        assert_eq!(valid.batch.rejected, 2);
+        assert_eq!(valid.batch.rejected(), 2);
         let places: Vec<_> = valid.refused.iter().map(|(place, reason)| (*place, reason.code)).collect();
         assert_eq!(places, [(1, Code::InvalidName), (3, Code::InvalidName)]);
         assert!(valid.ids.is_none(), "every event that passed brought its id");
@@ -116,5 +129,15 @@ mod tests {
     #[test]
     fn an_event_without_a_time_gets_the_time_it_arrived() {
         assert_eq!(valid(r#"{"name":"a"}"#).batch.events[0].time, at(5));
+    }
+
+    #[test]
+    fn skew_corrects_only_times_that_the_sender_gave() {
+        let body = r#"[{"name":"a"},{"name":"","time":0},{"name":"b","time":0},{"name":"c"}]"#;
+        let raw = decode(body.as_bytes(), Format::Json).unwrap();
+        let arrival = Arrival { received: at(7_200_000), sent_at: Some(at(0)) };
+        let batch = validate(ProjectId(1), raw, arrival).batch;
+        let skews: Vec<_> = (0..3).map(|place| batch.skew_ms_at(place)).collect();
+        assert_eq!(skews, [None, Some(7_200_000), None]);
     }
 }

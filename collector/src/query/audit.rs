@@ -2,12 +2,19 @@
 //! itself and held against each other.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::cache::Cache;
 use crate::project::ProjectId;
-use crate::store::{CountersToCheck, Error, ProjectFigures, Store};
+use crate::store::{CountersToCheck, Error, ProjectFigures, RowFigures, Store, ViewProgress};
+
+/// How long an audit waits for counts that don't move: three looks of the worker that follows the log, one a second.
+const COUNTS_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often it looks.
+const COUNTS_LOOK_PERIOD: Duration = Duration::from_millis(50);
 
 /// What an audit found.
 #[derive(Clone, Debug, Serialize)]
@@ -71,6 +78,7 @@ pub async fn audit(
     cache: Option<&Cache>,
     progress: impl Fn(u64, u64) + Send + 'static,
 ) -> Result<Audit, Error> {
+    let stored = wait_for_counts(store).await?;
     // Counters first: they never run ahead of the store, so the snapshot that follows contains all they contain.
     let counters = live_counters(store, cache).await?;
     let checked: Vec<ProjectId> = counters.keys().copied().collect();
@@ -81,11 +89,46 @@ pub async fn audit(
         stored: figures.rows.count,
         position: figures.head,
         applied_to: figures.applied_to,
-        checks: checks(figures, checked.contains(id)),
+        checks: checks(figures, stored.get(id).copied(), checked.contains(id)),
     };
-    let damage = figures.damage.as_deref();
-    let pages = Check::new("pages_are_sound", damage.is_none(), damage.unwrap_or("every page can be read"));
-    Ok(Audit { projects: figures.projects.iter().map(judge).collect(), store: vec![pages] })
+    let of_store = |name, complaint: Option<&str>, content| {
+        Check::new(name, complaint.is_none(), complaint.unwrap_or(content))
+    };
+    let store = vec![
+        of_store(
+            "pages_are_sound",
+            figures.damage.as_deref(),
+            "every page can be read, and every index agrees with its table",
+        ),
+        of_store(
+            "schema_is_ours",
+            figures.schema.as_deref(),
+            "tables and indexes are as this version makes them",
+        ),
+        of_store(
+            "references_hold",
+            figures.reference.as_deref(),
+            "every key and project names one that is there",
+        ),
+    ];
+    Ok(Audit { projects: figures.projects.iter().map(judge).collect(), store })
+}
+
+/// Waits until everything that is stored now is counted, as long as the counts move, and returns each project's head.
+async fn wait_for_counts(store: &Store) -> Result<BTreeMap<ProjectId, u64>, Error> {
+    let mut seen = store.view_progress().await?;
+    let stored: BTreeMap<ProjectId, u64> = seen.iter().map(|of| (of.project, of.head)).collect();
+    let mut moved = Instant::now();
+    let behind = |of: &ViewProgress| stored.get(&of.project).is_some_and(|head| of.state.applied_to < *head);
+    while seen.iter().any(behind) && moved.elapsed() < COUNTS_PATIENCE {
+        tokio::time::sleep(COUNTS_LOOK_PERIOD).await;
+        let now = store.view_progress().await?;
+        if now.iter().zip(&seen).any(|(now, before)| now.state != before.state) {
+            moved = Instant::now();
+        }
+        seen = now;
+    }
+    Ok(stored)
 }
 
 async fn live_counters(store: &Store, cache: Option<&Cache>) -> Result<CountersToCheck, Error> {
@@ -99,8 +142,9 @@ async fn live_counters(store: &Store, cache: Option<&Cache>) -> Result<CountersT
     Ok(counters)
 }
 
-fn checks(figures: &ProjectFigures, counters: bool) -> Vec<Check> {
+fn checks(figures: &ProjectFigures, stored_before: Option<u64>, counters: bool) -> Vec<Check> {
     let mut checks = vec![
+        readable(figures),
         belongs(figures),
         dense(figures),
         unique(figures),
@@ -109,6 +153,9 @@ fn checks(figures: &ProjectFigures, counters: bool) -> Vec<Check> {
         ranges(figures),
         balance(figures),
         totals(figures),
+        blocks(figures),
+        live(figures),
+        current(figures, stored_before),
         applied(figures),
         rollup(figures),
     ];
@@ -118,6 +165,51 @@ fn checks(figures: &ProjectFigures, counters: bool) -> Vec<Check> {
         checks.push(Check::new("counters_equal_recount", example.is_none(), detail));
     }
     checks
+}
+
+fn readable(figures: &ProjectFigures) -> Check {
+    let RowFigures { count, unreadable, unreadable_example, .. } = &figures.rows;
+    let detail = match unreadable_example {
+        Some(example) => format!("{unreadable} of {count} rows can't be read, e.g. {example}"),
+        None => format!("{count} rows were read as a page of events is"),
+    };
+    Check::new("rows_can_be_read", *unreadable == 0, detail)
+}
+
+fn blocks(figures: &ProjectFigures) -> Check {
+    let hidden = figures.rows.hidden;
+    let detail = match hidden {
+        0 => "the blocks that serve filters by time cover every event".to_owned(),
+        _ => format!("{hidden} events lie outside of the time their block says: filters by time miss them"),
+    };
+    Check::new("blocks_cover_times", hidden == 0, detail)
+}
+
+fn live(figures: &ProjectFigures) -> Check {
+    let detail = if figures.live {
+        format!("generation {} of the counts is the live one", figures.generation)
+    } else {
+        "no generation of the counts is live; `eventbucket rebuild` computes them anew".to_owned()
+    };
+    Check::new("counts_are_live", figures.live, detail)
+}
+
+/// Everything that was stored when the audit began is counted; what arrives during an audit may be counted after it.
+fn current(figures: &ProjectFigures, stored_before: Option<u64>) -> Check {
+    let (applied_to, head) = (figures.applied_to, figures.head);
+    let holds = applied_to >= stored_before.unwrap_or(head).min(head);
+    let behind = head.saturating_sub(applied_to);
+    let detail = match (holds, behind) {
+        (true, 0) => "everything stored is counted".to_owned(),
+        (true, _) => {
+            format!("everything stored before the audit is counted; {behind} events arrived during it")
+        }
+        (false, _) => format!(
+            "{behind} stored events are not counted and nothing is counting them; a running collector does, or \
+             `eventbucket rebuild`"
+        ),
+    };
+    Check::new("counts_are_current", holds, detail)
 }
 
 fn belongs(figures: &ProjectFigures) -> Check {
@@ -131,24 +223,33 @@ fn belongs(figures: &ProjectFigures) -> Check {
 }
 
 fn dense(figures: &ProjectFigures) -> Check {
-    let rows = figures.rows;
-    let holds = if rows.count == 0 { rows.last == 0 } else { rows.first == 1 && rows.last == rows.count };
-    let detail = format!("{} rows hold positions {} to {}", rows.count, rows.first, rows.last);
+    let rows = &figures.rows;
+    let holds = match rows.count {
+        0 => rows.last == 0,
+        count => rows.first == rows.dropped + 1 && rows.last == rows.dropped + count,
+    };
+    let mut detail = format!("{} rows hold positions {} to {}", rows.count, rows.first, rows.last);
+    if rows.dropped > 0 {
+        detail.push_str(&format!("; those through {} were dropped because of their age", rows.dropped));
+    }
     Check::new("positions_are_dense", holds, detail)
 }
 
 fn unique(figures: &ProjectFigures) -> Check {
-    let rows = figures.rows;
+    let rows = &figures.rows;
     let detail = format!("{} rows have {} different ids", rows.count, rows.ids);
     Check::new("ids_are_unique", rows.ids == rows.count, detail)
 }
 
 fn head(figures: &ProjectFigures) -> Check {
-    let holds = figures.head == figures.rows.count && figures.head_ledger.stored == figures.rows.count;
-    let detail = format!(
-        "the head is at {} and counts {} stored; the log has {} rows",
-        figures.head, figures.head_ledger.stored, figures.rows.count
-    );
+    let rows = figures.rows.dropped + figures.rows.count;
+    let holds = figures.head_known && figures.head == rows && figures.head_ledger.stored == rows;
+    let detail = if figures.head_known {
+        let (head, stored) = (figures.head, figures.head_ledger.stored);
+        format!("the head is at {head} and counts {stored} stored; the log has {rows} rows")
+    } else {
+        format!("there is no head row; the log has {rows} rows")
+    };
     Check::new("head_equals_rows", holds, detail)
 }
 
@@ -159,7 +260,8 @@ fn contiguous(figures: &ProjectFigures) -> Check {
 }
 
 fn ranges(figures: &ProjectFigures) -> Check {
-    let (sum, last, rows) = (figures.ranges.ledger.stored, figures.ranges.last, figures.rows.count);
+    let (sum, last) = (figures.ranges.ledger.stored, figures.ranges.last);
+    let rows = figures.rows.dropped + figures.rows.count;
     let detail = format!("the ranges count {sum} stored and end at {last}; the log has {rows} rows");
     Check::new("ranges_equal_rows", sum == rows && last == rows, detail)
 }

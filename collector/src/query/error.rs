@@ -36,6 +36,12 @@ impl Error {
         }
     }
 
+    /// Says whether it names damage in what the asker's own project holds, which who asks may know.
+    #[must_use]
+    pub fn names_damage(&self) -> bool {
+        matches!(self, Self::Store(store::Error::Unreadable { .. } | store::Error::CountsMissing(_)))
+    }
+
     /// After how long the same question may have an answer; `None` when asking again is of no use.
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {

@@ -13,6 +13,9 @@ mod shape;
 /// How many events there are.
 mod counts;
 
+/// What became of a batch.
+mod batches;
+
 /// Events as they are stored.
 mod tail;
 
@@ -28,12 +31,13 @@ mod health;
 /// Why a question has no answer.
 mod error;
 
-use crate::bus::Bus;
 use crate::cache::Cache;
 use crate::store::Store;
 
-pub use crate::store::{CountRow, CountsBy, CountsQuery, EventFilter, Ledger, StoredEvent};
+pub use crate::cache::Node;
+pub use crate::store::{BatchRecord, CountRow, CountsBy, CountsQuery, EventFilter, Ledger, StoredEvent};
 pub use audit::audit;
+pub use batches::WAIT_S_MAX;
 pub use counts::Counts;
 pub use cursor::Cursor;
 pub use error::Error;
@@ -46,13 +50,12 @@ pub use tail::Tail;
 pub struct Reader {
     store: Store,
     cache: Cache,
-    bus: Bus,
 }
 
 impl Reader {
-    /// Puts a reader in front of a store; the bus wakes its tails.
+    /// Puts a reader in front of a store; the cache wakes its tails.
     #[must_use]
-    pub fn new(store: Store, cache: Cache, bus: Bus) -> Self {
-        Self { store, cache, bus }
+    pub fn new(store: Store, cache: Cache) -> Self {
+        Self { store, cache }
     }
 }

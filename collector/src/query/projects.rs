@@ -31,7 +31,7 @@ impl Reader {
         &self,
         project: ProjectId,
         kind: KeyKind,
-        browser: bool,
+        browser: Option<bool>,
     ) -> Result<NewKey, Error> {
         let key = self.store.rotate_key(project, kind, browser).await?;
         self.cache.forget_keys().await;

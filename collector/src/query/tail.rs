@@ -1,14 +1,20 @@
+use std::time::Duration;
+
 use super::events::CHUNK_EVENTS;
 use super::{Error, Reader};
-use crate::bus::{Hint, RangeReceiver};
+use crate::bus::message::position_announced;
+use crate::cache::{Tail as Announced, TailReceiver};
 use crate::project::ProjectId;
 use crate::store::{EventFilter, EventOrder, Store, StoredEvent};
+
+/// How late a lost announcement shows at most.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// Events as they are stored, read from the log by position. What is announced only wakes it: a reader that is slow lags
 /// behind the log and loses nothing.
 pub struct Tail {
     store: Store,
-    ranges: RangeReceiver,
+    announced: TailReceiver,
     project: ProjectId,
     filter: EventFilter,
     after: u64,
@@ -26,7 +32,7 @@ impl Reader {
         after: Option<u64>,
     ) -> Result<Tail, Error> {
         // Listening begins before the head is read, so nothing falls in between.
-        let ranges = self.bus.ranges();
+        let announced = self.cache.subscribe_tail();
         let head = self.store.head(project).await?;
         let after = after.unwrap_or(head);
         if after > head {
@@ -35,7 +41,7 @@ impl Reader {
             );
             return Err(Error::Cursor(message));
         }
-        Ok(Tail { store: self.store.clone(), ranges, project, filter, after })
+        Ok(Tail { store: self.store.clone(), announced, project, filter, after })
     }
 }
 
@@ -67,16 +73,27 @@ impl Tail {
         }
     }
 
+    /// Waits until there may be something new: it was announced, or an announcement may have got lost.
     async fn woken(&mut self) {
+        let look = tokio::time::sleep(LOOK_PERIOD);
+        tokio::pin!(look);
         loop {
-            match self.ranges.recv().await {
-                Some(Hint::Range(range)) if range.project == self.project && range.last > self.after => {
-                    return;
+            // Both are cancel-safe: a receive from a broadcast, a timer.
+            let announced = tokio::select! {
+                announced = self.announced.recv() => announced,
+                () = &mut look => return,
+            };
+            match announced {
+                Some(Announced::Message { project, bytes }) => {
+                    if project == self.project
+                        && position_announced(&bytes).is_none_or(|last| last > self.after)
+                    {
+                        return;
+                    }
                 }
-                Some(Hint::Range(_)) => {}
-                Some(Hint::Missed) => return,
+                Some(Announced::Missed) => return,
                 // Nothing will be announced any more; whoever waits here decides for how long.
-                None => std::future::pending().await,
+                None => look.as_mut().await,
             }
         }
     }

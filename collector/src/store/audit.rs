@@ -16,12 +16,16 @@ pub struct ProjectFigures {
     pub known: bool,
     /// What a walk over the rows of the log found.
     pub rows: RowFigures,
+    /// Whether there is a head row.
+    pub head_known: bool,
     /// The position of the head row.
     pub head: u64,
     /// The running totals of the head row.
     pub head_ledger: Ledger,
     /// What a walk over the `ranges` rows found.
     pub ranges: RangeFigures,
+    /// Whether a generation of the counts is live and says how far it has come.
+    pub live: bool,
     /// The live generation of the counts and its `applied_to`.
     pub generation: u64,
     /// The position through which the counts are applied.
@@ -37,8 +41,10 @@ pub struct ProjectFigures {
 }
 
 /// What a walk over the rows of a project's log found.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RowFigures {
+    /// The position through which rows were dropped because of their age.
+    pub dropped: u64,
     /// How many rows there are.
     pub count: u64,
     /// The lowest position.
@@ -49,6 +55,12 @@ pub struct RowFigures {
     pub ids: u64,
     /// Rows whose key names another project than the row does.
     pub misplaced: u64,
+    /// Rows that a read would refuse.
+    pub unreadable: u64,
+    /// The first of them, in words.
+    pub unreadable_example: Option<String>,
+    /// Rows that a filter by time would miss, because their block of positions doesn't say that it holds their time.
+    pub hidden: u64,
 }
 
 /// What a walk over a project's `ranges` rows found.
@@ -69,8 +81,12 @@ pub struct RangeFigures {
 pub struct AuditFigures {
     /// By project.
     pub projects: BTreeMap<ProjectId, ProjectFigures>,
-    /// What the database's own check of its pages complains of, `None` when it is content.
+    /// What the database's own check of its pages and indexes complains of, `None` when it is content.
     pub damage: Option<String>,
+    /// The first difference between the file's schema and the one that this version makes, in words.
+    pub schema: Option<String>,
+    /// The first row that names another that isn't there, in words.
+    pub reference: Option<String>,
 }
 
 /// The figures of an audit; the judgement over them is in [`crate::query::audit()`].
@@ -86,6 +102,7 @@ impl Store {
     ) -> Result<AuditFigures, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.audit_figures(counters, progress).await,
+            Backend::Postgres(postgres) => postgres.audit_figures(counters, progress).await,
         }
     }
 }

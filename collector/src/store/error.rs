@@ -15,6 +15,41 @@ pub enum Error {
     /// No room for the write.
     #[error("the disk is full; free some space and the collector goes on by itself")]
     DiskFull,
+    /// An open file of the database is no longer where it was opened.
+    #[error(
+        "{} was moved, replaced or deleted under the running collector; put it back, or restart the collector on the \
+         right folder", .path.display()
+    )]
+    Moved {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The database is gone and its write-ahead log isn't.
+    #[error(
+        "{} is gone but {} is there, which may hold events; put the database back beside it, or move the log away to \
+         begin anew", .database.display(), .log.display()
+    )]
+    LogAlone {
+        /// The database file.
+        database: PathBuf,
+        /// Its write-ahead log.
+        log: PathBuf,
+    },
+    /// The database takes the file's state but not this value; the same value will be refused again.
+    #[error("the database refuses what was sent: {what}")]
+    Refused {
+        /// What SQLite said.
+        what: Arc<str>,
+    },
+    /// The counts of a project have no live generation.
+    #[error("the counts of project {0} are missing; `eventbucket rebuild` computes them anew from the log")]
+    CountsMissing(ProjectId),
+    /// A row that was not written like this.
+    #[error("a row can't be read: {what}; run `eventbucket audit` and restore a backup")]
+    Unreadable {
+        /// Which row, and what is wrong with it.
+        what: Arc<str>,
+    },
     /// The file can't be written.
     #[error("{} can't be written; check the owner and the permissions of the file and its folder", .path.display())]
     ReadOnly {
@@ -103,6 +138,23 @@ pub enum Error {
     /// Anything else SQLite said.
     #[error("the database failed: {0}")]
     Sqlite(Arc<rusqlite::Error>),
+    /// Something that this kind of store can't do.
+    #[error("{0}; use a store on Postgres for that")]
+    Unsupported(&'static str),
+    /// Anything else Postgres said.
+    #[error("the database failed: {what} ({code})")]
+    Postgres {
+        /// What it said.
+        what: Arc<str>,
+        /// Its five-letter code for that.
+        code: Arc<str>,
+    },
+    /// The address of a server, or what it leads to, can't be used.
+    #[error("the database's address can't be used: {what}; see `store.url` in the configuration")]
+    Address {
+        /// What is wrong with it, without its password.
+        what: Arc<str>,
+    },
 }
 
 fn pid_words(pid: &Option<u32>) -> String {
@@ -120,6 +172,7 @@ impl Error {
         match self {
             Self::UnknownProject(_) | Self::Missing { .. } => 404,
             Self::Taken { .. } => 409,
+            Self::Unsupported(_) => 501,
             Self::InvalidName(_) | Self::TooManyRows { .. } => 400,
             Self::NewerSchema { .. }
             | Self::OlderSchema { .. }
@@ -127,12 +180,19 @@ impl Error {
             | Self::Corrupt { .. }
             | Self::Locked { .. }
             | Self::Folder { .. }
+            | Self::LogAlone { .. }
+            | Self::Address { .. }
+            | Self::Refused { .. }
+            | Self::CountsMissing(_)
+            | Self::Unreadable { .. }
             | Self::TooManyProjects => 500,
             Self::Busy
+            | Self::Moved { .. }
             | Self::DiskFull
             | Self::ReadOnly { .. }
             | Self::Unavailable { .. }
-            | Self::Sqlite(_) => 503,
+            | Self::Sqlite(_)
+            | Self::Postgres { .. } => 503,
         }
     }
 
@@ -140,6 +200,16 @@ impl Error {
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {
         (self.status() == 503).then_some(RETRY_AFTER)
+    }
+
+    /// Says whether it is about one batch rather than about the store: without that batch the others can be stored.
+    pub(crate) fn concerns_one_batch(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::UnknownProject(_))
+    }
+
+    /// Says that a row was not written like this.
+    pub(crate) fn unreadable(what: impl Into<Arc<str>>) -> Self {
+        Self::Unreadable { what: what.into() }
     }
 
     /// Says that the store is not there for the moment.

@@ -6,6 +6,9 @@ mod events;
 /// The ledger that is written with every append.
 mod ranges;
 
+/// What became of a batch, kept with its range.
+mod batches;
+
 /// Accounts, projects and keys.
 mod projects;
 
@@ -18,13 +21,21 @@ mod audit;
 /// Why the store couldn't.
 mod error;
 
+/// The data folder: made for its owner alone.
+mod folder;
+
 /// One collector a folder.
 mod lock;
 
 /// The SQLite backend.
 mod sqlite;
 
+/// The Postgres backend.
+mod postgres;
+
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -32,9 +43,14 @@ use crate::bus::message::ValidBatch;
 use crate::project::ProjectId;
 
 pub use audit::{AuditFigures, CountersToCheck, ProjectFigures, RangeFigures, RowFigures};
+pub use batches::BatchRecord;
 pub use error::Error;
-pub use events::{Appended, EventFilter, EventOrder, EventPage, StoredEvent};
+pub use events::{
+    Appended, Dropped, EventFilter, EventOrder, EventPage, StoredEvent, TRANSACTION_BATCHES_MAX,
+    TRANSACTION_EVENTS_MAX,
+};
 pub use lock::StoreLock;
+pub use postgres::PostgresOptions;
 pub use projects::NewProject;
 pub use ranges::Ledger;
 pub use sqlite::{Access, SqliteOptions, Synchronous};
@@ -50,6 +66,7 @@ pub struct Store(Backend);
 #[derive(Clone)]
 enum Backend {
     Sqlite(sqlite::Sqlite),
+    Postgres(postgres::Postgres),
 }
 
 impl Store {
@@ -69,6 +86,14 @@ impl Store {
         sqlite::Sqlite::open_beside(file, access).map(|sqlite| Self(Backend::Sqlite(sqlite)))
     }
 
+    /// Connects to a Postgres store, and makes or upgrades its tables. Several collectors may share one.
+    ///
+    /// # Errors
+    /// When the server can't be reached, or holds tables of a newer version.
+    pub async fn postgres(options: PostgresOptions) -> Result<Self, Error> {
+        postgres::Postgres::connect(options).await.map(|postgres| Self(Backend::Postgres(postgres)))
+    }
+
     /// Makes sure that this process alone serves a data folder, until the lock is dropped. Makes the folder if need be.
     ///
     /// # Errors
@@ -84,6 +109,7 @@ impl Store {
     pub fn serving(&self) -> Result<(), Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.serving(),
+            Backend::Postgres(postgres) => postgres.serving(),
         }
     }
 
@@ -92,6 +118,7 @@ impl Store {
     pub fn epoch(&self) -> Uuid {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.epoch(),
+            Backend::Postgres(postgres) => postgres.epoch(),
         }
     }
 
@@ -103,6 +130,16 @@ impl Store {
     pub async fn append(&self, batches: Vec<ValidBatch>) -> Result<Vec<Appended>, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.append(batches).await,
+            Backend::Postgres(postgres) => postgres.append(&batches).await,
+        }
+    }
+
+    /// As [`Store::append`], but what the database refuses for its own sake costs the other batches nothing: after such a
+    /// failure each batch is appended alone. One outcome a batch, in order.
+    pub async fn append_each(&self, batches: Arc<[ValidBatch]>) -> Vec<Result<Appended, Error>> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.append_each(batches).await,
+            Backend::Postgres(postgres) => postgres.append_each(&batches).await,
         }
     }
 
@@ -113,6 +150,7 @@ impl Store {
     pub async fn head(&self, project: ProjectId) -> Result<u64, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.head(project).await,
+            Backend::Postgres(postgres) => postgres.head(project).await,
         }
     }
 
@@ -129,6 +167,7 @@ impl Store {
     ) -> Result<EventPage, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.events(project, filter.clone(), order, limit).await,
+            Backend::Postgres(postgres) => postgres.events(project, filter, order, limit).await,
         }
     }
 
@@ -139,6 +178,7 @@ impl Store {
     pub async fn event(&self, project: ProjectId, id: Uuid) -> Result<Option<StoredEvent>, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.event(project, id).await,
+            Backend::Postgres(postgres) => postgres.event(project, id).await,
         }
     }
 
@@ -149,6 +189,19 @@ impl Store {
     pub async fn ledger(&self, project: Option<ProjectId>) -> Result<Ledger, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.ledger(project).await,
+            Backend::Postgres(postgres) => postgres.ledger(project).await,
+        }
+    }
+
+    /// Removes events that were stored longer ago than `age`, a segment at a time, after every view is sealed with what they
+    /// count. Their identities stay seven days longer, so that a late resend is known.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on SQLite; otherwise when the store can't be written, and the next call goes on.
+    pub async fn drop_before(&self, age: Duration) -> Result<Dropped, Error> {
+        match &self.0 {
+            Backend::Sqlite(_) => Err(Error::Unsupported("a store on SQLite keeps all events")),
+            Backend::Postgres(postgres) => postgres.drop_before(age).await,
         }
     }
 
@@ -159,6 +212,10 @@ impl Store {
     pub async fn close(&self) -> Result<(), Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.close().await,
+            Backend::Postgres(postgres) => {
+                postgres.close();
+                Ok(())
+            }
         }
     }
 }

@@ -1,6 +1,13 @@
+use std::time::SystemTime;
+
+use eventbucket_protocol::Timestamp;
+
 use crate::project::{AccountId, KeyHash, KeyKind, NewKey, Project, ProjectId, Standing};
 
 use super::{Backend, Error, Store};
+
+/// The name of a project or a team, in characters: what fits on a line of a page.
+const NAME_CHARS_MAX: usize = 100;
 
 /// A project at the moment it is made, with its keys in clear for the only time.
 #[derive(Clone, Debug)]
@@ -30,6 +37,7 @@ impl Store {
     pub async fn create_account(&self, email: &str, team: &str) -> Result<AccountId, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.create_account(email, team).await,
+            Backend::Postgres(postgres) => postgres.create_account(email, team).await,
         }
     }
 
@@ -40,6 +48,7 @@ impl Store {
     pub async fn create_project(&self, account: AccountId, name: &str) -> Result<NewProject, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.create_project(account, name).await,
+            Backend::Postgres(postgres) => postgres.create_project(account, name).await,
         }
     }
 
@@ -50,6 +59,7 @@ impl Store {
     pub async fn projects(&self, account: Option<AccountId>) -> Result<Vec<Project>, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.projects(account).await,
+            Backend::Postgres(postgres) => postgres.projects(account).await,
         }
     }
 
@@ -61,7 +71,8 @@ impl Store {
         Ok(self.projects(None).await?.into_iter().find(|project| project.name == name))
     }
 
-    /// Makes a new key of a kind and revokes those of that kind there were. `browser` says whether web pages may use it.
+    /// Makes a new key of a kind and revokes those of that kind there were. `browser` says whether web pages may use it;
+    /// without it, the new key is what those it replaces were.
     ///
     /// # Errors
     /// [`Error::UnknownProject`].
@@ -69,10 +80,11 @@ impl Store {
         &self,
         project: ProjectId,
         kind: KeyKind,
-        browser: bool,
+        browser: Option<bool>,
     ) -> Result<NewKey, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.rotate_key(project, kind, browser).await,
+            Backend::Postgres(postgres) => postgres.rotate_key(project, kind, browser).await,
         }
     }
 
@@ -83,6 +95,7 @@ impl Store {
     pub async fn set_browser(&self, project: ProjectId, browser: bool) -> Result<(), Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.set_browser(project, browser).await,
+            Backend::Postgres(postgres) => postgres.set_browser(project, browser).await,
         }
     }
 
@@ -93,6 +106,42 @@ impl Store {
     pub async fn find_key(&self, hash: &KeyHash) -> Result<Standing, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.find_key(*hash).await,
+            Backend::Postgres(postgres) => postgres.find_key(*hash).await,
         }
+    }
+}
+
+/// The time at which something is made.
+pub(super) fn now() -> Timestamp {
+    Timestamp::from_system(SystemTime::now())
+}
+
+/// Refuses a name that can't be shown.
+pub(super) fn check_name(name: &str) -> Result<(), Error> {
+    if name.is_empty() {
+        return Err(Error::InvalidName("the name is empty; give one"));
+    }
+    if name.chars().count() > NAME_CHARS_MAX {
+        return Err(Error::InvalidName("the name is longer than 100 characters; shorten it"));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(Error::InvalidName("the name contains a control character; remove it"));
+    }
+    Ok(())
+}
+
+/// Makes a key from the system's random bytes.
+pub(super) fn new_key(kind: KeyKind) -> Result<NewKey, Error> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random)
+        .map_err(|error| Error::unavailable(format!("the system gives no random bytes: {error}")))?;
+    Ok(NewKey::from_random(kind, &random))
+}
+
+/// The word for a kind in the database.
+pub(super) fn kind_text(kind: KeyKind) -> &'static str {
+    match kind {
+        KeyKind::Write => "write",
+        KeyKind::Secret => "secret",
     }
 }

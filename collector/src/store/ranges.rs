@@ -1,5 +1,8 @@
 use serde::Serialize;
 
+use super::{Backend, Error, Store};
+use crate::project::ProjectId;
+
 /// The collector's ledger: what came in and what became of it. Written in the storing transaction, so it can't disagree
 /// with the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -31,5 +34,19 @@ impl std::ops::AddAssign for Ledger {
         self.duplicate += other.duplicate;
         self.quarantined += other.quarantined;
         self.rejected += other.rejected;
+    }
+}
+
+impl Store {
+    /// Adds up the events a project sent since a time, in ms since 1970, whatever became of them: what a quota that was
+    /// lost begins with.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn received_since(&self, project: ProjectId, from_ms: i64) -> Result<u64, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.received_since(project, from_ms).await,
+            Backend::Postgres(postgres) => postgres.received_since(project, from_ms).await,
+        }
     }
 }

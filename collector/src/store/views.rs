@@ -91,11 +91,12 @@ impl Store {
     /// Reads how far the counts of a project have come.
     ///
     /// # Errors
-    /// [`Error::UnknownProject`].
+    /// [`Error::UnknownProject`]; [`Error::CountsMissing`] when somebody removed them.
     pub async fn view_state(&self, project: ProjectId) -> Result<ViewState, Error> {
-        let progress = self.view_progress().await?;
-        let found = progress.into_iter().find(|of| of.project == project);
-        found.map(|of| of.state).ok_or(Error::UnknownProject(project))
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.view_state(project).await,
+            Backend::Postgres(postgres) => postgres.view_state(project).await,
+        }
     }
 
     /// Reads how far the counts of every project have come, and how far its log.
@@ -105,6 +106,7 @@ impl Store {
     pub async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.view_progress().await,
+            Backend::Postgres(postgres) => postgres.view_progress().await,
         }
     }
 
@@ -116,6 +118,7 @@ impl Store {
     pub async fn apply_counts(&self, project: ProjectId, through: u64) -> Result<Applied, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.apply_counts(project, through).await,
+            Backend::Postgres(postgres) => postgres.apply_counts(project, through).await,
         }
     }
 
@@ -126,6 +129,7 @@ impl Store {
     pub async fn counts(&self, project: ProjectId, query: CountsQuery) -> Result<Vec<CountRow>, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.counts(project, query).await,
+            Backend::Postgres(postgres) => postgres.counts(project, &query).await,
         }
     }
 
@@ -136,6 +140,7 @@ impl Store {
     pub async fn count_totals(&self, project: ProjectId, names_max: usize) -> Result<CountTotals, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.count_totals(project, names_max).await,
+            Backend::Postgres(postgres) => postgres.count_totals(project, names_max).await,
         }
     }
 
@@ -151,6 +156,7 @@ impl Store {
     ) -> Result<ViewState, Error> {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.rebuild_counts(project, progress).await,
+            Backend::Postgres(postgres) => postgres.rebuild_counts(project, progress).await,
         }
     }
 }

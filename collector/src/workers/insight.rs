@@ -5,9 +5,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, Hint, RangeReceiver};
-use crate::cache::{COUNTER_NAMES_MAX, Cache};
+use crate::cache::{COUNTER_NAMES_MAX, Cache, CountersState};
 use crate::project::ProjectId;
-use crate::store::{Error, Store, ViewProgress};
+use crate::store::{Error, Store, ViewProgress, ViewState};
 
 /// How often the heads are looked at when nothing is announced: how late a lost announcement shows at most.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
@@ -84,8 +84,9 @@ async fn look_at_heads(store: &Store, cache: &Cache) -> Result<(), Error> {
 
 async fn catch_up(progress: &ViewProgress, store: &Store, cache: &Cache) -> Result<(), Error> {
     let ViewProgress { project, state, head } = *progress;
-    let counted = cache.counters_state(project).await;
-    if counted != Some((state.generation, state.applied_to)) {
+    let ViewState { generation, applied_to } = state;
+    let stored = CountersState { epoch: store.epoch(), generation, applied_to };
+    if cache.counters_state(project).await != Some(stored) {
         reset(project, store, cache).await?;
     }
     apply(project, head, store, cache).await
@@ -94,12 +95,13 @@ async fn catch_up(progress: &ViewProgress, store: &Store, cache: &Cache) -> Resu
 /// Applies the log up to a position, step by step, and moves the live counters by exactly what each step added.
 async fn apply(project: ProjectId, through: u64, store: &Store, cache: &Cache) -> Result<(), Error> {
     // What the counters contain is in the store already, so a doubled or late range ends here.
-    if cache.counters_state(project).await.is_some_and(|(_, applied_to)| applied_to >= through) {
+    let contains = |counted: CountersState| counted.epoch == store.epoch() && counted.applied_to >= through;
+    if cache.counters_state(project).await.is_some_and(contains) {
         return Ok(());
     }
     loop {
         let applied = store.apply_counts(project, through).await?;
-        if applied.through > applied.from && !cache.count_up(project, &applied).await {
+        if applied.through > applied.from && !cache.count_up(project, store.epoch(), &applied).await {
             reset(project, store, cache).await?;
         }
         if applied.through == applied.from || applied.through >= through {
@@ -109,7 +111,9 @@ async fn apply(project: ProjectId, through: u64, store: &Store, cache: &Cache) -
 }
 
 async fn reset(project: ProjectId, store: &Store, cache: &Cache) -> Result<(), Error> {
+    // Before the totals: those of a log that was restored in between are found wrong by the next look.
+    let epoch = store.epoch();
     let totals = store.count_totals(project, COUNTER_NAMES_MAX).await?;
-    cache.reset(project, totals).await;
+    cache.reset(project, epoch, totals).await;
     Ok(())
 }

@@ -5,3 +5,6 @@ pub mod storage;
 
 /// Applies stored ranges to the counts.
 pub mod insight;
+
+/// Drops what is older than the retention.
+pub mod retention;

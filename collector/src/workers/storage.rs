@@ -1,52 +1,162 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use eventbucket_protocol::{Event, Verdict};
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::message::{Published, StoredRange};
+use crate::bus::message::{Published, StoredRange, ValidBatch};
 use crate::bus::{Accepted, Bus, Delivery, Error, Ticket};
-use crate::store::Store;
+use crate::cache::Cache;
+use crate::store::{self, Appended, Store, TRANSACTION_BATCHES_MAX};
 
-/// Events in one transaction: where SQLite's speed levels off (146,000 rows a second against 73,000 at 1,000).
-const TRANSACTION_EVENTS_MAX: usize = 10_000;
+/// The pause before batches that couldn't be stored are tried again: from 100 ms doubling to 5 s, so that a store that is
+/// back is used within 5 s and one that is away costs nothing.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Batches in one transaction: with 64 connections sending single events four rounds fit.
-const TRANSACTION_BATCHES_MAX: usize = 256;
+/// What a writer needs beside its batches.
+#[derive(Clone)]
+struct Writer {
+    bus: Bus,
+    store: Store,
+    cache: Cache,
+}
 
 /// Appends what the bus accepted until it is closed and empty: all batches that wait share one commit, and each publisher
 /// is answered after it. `cancel` is the hard stop: who still waits is told to send again.
 ///
 /// # Panics
-/// When another storage worker has taken the receiving end of this bus already.
-pub async fn run(bus: Bus, store: Store, cancel: CancellationToken) {
-    let mut accepted = bus.accepted().expect("a bus has one storage worker");
+/// When another storage worker has taken the receiving ends of this bus already.
+pub async fn run(bus: Bus, store: Store, cache: Cache, cancel: CancellationToken) {
+    let accepted = bus.accepted();
+    assert!(!accepted.is_empty(), "a bus has one storage worker");
+    let writer = Writer { bus, store, cache };
+    let drained = accepted.into_iter().map(|accepted| writer.drain(accepted));
     // Both are cancel-safe: `next` takes nothing before it returns, and a cut append answers nobody.
     tokio::select! {
         () = cancel.cancelled() => {}
-        () = drain(&mut accepted, &bus, &store) => {}
+        _ = join_all(drained) => writer.bus.finish().await,
     }
 }
 
-async fn drain(accepted: &mut Accepted, bus: &Bus, store: &Store) {
-    while let Some(deliveries) = accepted.next(TRANSACTION_EVENTS_MAX, TRANSACTION_BATCHES_MAX).await {
-        append(deliveries, bus, store).await;
+impl Writer {
+    async fn drain(&self, mut accepted: Accepted) {
+        let events_max = self.store.transaction_events_max();
+        while let Some(deliveries) = accepted.next(events_max, TRANSACTION_BATCHES_MAX).await {
+            self.append(deliveries).await;
+        }
+    }
+
+    /// Appends until every publisher is answered. On a durable bus nobody waits for the answer, so what the store can't take
+    /// yet is held and tried again: a store that is away spends no delivery.
+    async fn append(&self, deliveries: Vec<Delivery>) {
+        let mut left: Vec<(ValidBatch, Ticket)> =
+            deliveries.into_iter().map(|delivery| (delivery.batch, delivery.ticket)).collect();
+        let (mut pause, longest) = PAUSE;
+        loop {
+            left = self.append_once(left).await;
+            if left.is_empty() {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    /// Commit, then answer, then announce: a kill in between leaves a range that the views find in the log. Returns what is to
+    /// be tried again.
+    async fn append_once(&self, waiting: Vec<(ValidBatch, Ticket)>) -> Vec<(ValidBatch, Ticket)> {
+        let (batches, tickets): (Vec<_>, Vec<Ticket>) = waiting.into_iter().unzip();
+        let batches: Arc<[ValidBatch]> = batches.into();
+        let outcomes = self.store.append_each(Arc::clone(&batches)).await;
+        let (mut ranges, mut left) = (Vec::with_capacity(tickets.len()), Vec::new());
+        let (mut failed, mut cause) = (0_usize, None);
+        for ((ticket, outcome), batch) in tickets.into_iter().zip(outcomes).zip(batches.iter()) {
+            let answer = match outcome {
+                Ok(Appended { verdicts, range }) => {
+                    ranges.push(range);
+                    self.kept_aside(batch, verdicts).await
+                }
+                Err(error) => {
+                    failed += 1;
+                    cause = Some(error.clone());
+                    self.not_stored(batch, error).await
+                }
+            };
+            match answer {
+                Some(answer) => ticket.answer(answer),
+                None => left.push((batch.clone(), ticket)),
+            }
+        }
+        if let Some(error) = cause {
+            report(&error, failed, left.len());
+        }
+        self.announce(&ranges);
+        left
+    }
+
+    /// The answer to a batch that was appended: on a durable bus what of it was quarantined is put to the dead letters first.
+    /// `None` when they can't take it now; the batch is tried again then, and its events are duplicates.
+    async fn kept_aside(
+        &self,
+        batch: &ValidBatch,
+        verdicts: Vec<Verdict>,
+    ) -> Option<Result<Published, Error>> {
+        let reason = verdicts.iter().find_map(|verdict| match verdict {
+            Verdict::Quarantined(reason) => Some(reason.message.to_string()),
+            _ => None,
+        });
+        if let (Some(reason), true) = (reason, self.bus.is_durable()) {
+            let culprits = verdicts.iter().zip(&batch.events).filter_map(|(verdict, event)| match verdict {
+                Verdict::Quarantined(_) => Some(event.clone()),
+                _ => None,
+            });
+            let events: Vec<Event> = culprits.collect();
+            let culprits = ValidBatch { events, undated: Vec::new(), refused: Vec::new(), ..batch.clone() };
+            self.buried(&culprits, &reason).await.then_some(())?;
+        }
+        Some(Ok(Published { verdicts }))
+    }
+
+    /// The answer to a batch that wasn't appended, `None` when it is to be held. A durable bus brings it again for ever, so one
+    /// that can't be stored for its own sake is put to the dead letters.
+    async fn not_stored(&self, batch: &ValidBatch, error: store::Error) -> Option<Result<Published, Error>> {
+        if !self.bus.is_durable() {
+            return Some(Err(Error::Storage(error)));
+        }
+        let its_own = matches!(error, store::Error::Refused { .. } | store::Error::UnknownProject(_));
+        let buried = its_own && self.buried(batch, &error.to_string()).await;
+        buried.then(|| Ok(Published { verdicts: Vec::new() }))
+    }
+
+    async fn buried(&self, batch: &ValidBatch, reason: &str) -> bool {
+        match self.bus.bury(batch, reason).await {
+            Ok(()) => {
+                tracing::error!(project = %batch.project, batch = %batch.batch.uuid(), reason, "events went to the dead letters");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the dead letters take nothing now; the batch is tried again");
+                false
+            }
+        }
+    }
+
+    /// Tells the views, and the readers of the live tail in every process. Both may get lost: the log is the proof.
+    fn announce(&self, ranges: &[StoredRange]) {
+        self.bus.announce(ranges);
+        for range in ranges.iter().filter(|range| range.first <= range.last) {
+            self.cache.publish_tail(range.project, &range.announcement());
+        }
     }
 }
 
-/// Commit, then answer, then announce: a kill in between leaves a range that the views find in the log.
-async fn append(deliveries: Vec<Delivery>, bus: &Bus, store: &Store) {
-    let (batches, tickets): (Vec<_>, Vec<Ticket>) =
-        deliveries.into_iter().map(|delivery| (delivery.batch, delivery.ticket)).unzip();
-    match store.append(batches).await {
-        Ok(appended) => {
-            let ranges: Vec<StoredRange> = appended.iter().map(|one| one.range).collect();
-            for (ticket, one) in tickets.into_iter().zip(appended) {
-                ticket.answer(Ok(Published { verdicts: one.verdicts }));
-            }
-            bus.announce(&ranges);
-        }
-        Err(error) => {
-            tracing::warn!(%error, batches = tickets.len(), "a commit failed; its publishers are told to send again");
-            for ticket in tickets {
-                ticket.answer(Err(Error::Storage(error.clone())));
-            }
-        }
+fn report(error: &store::Error, failed: usize, held: usize) {
+    if held > 0 {
+        tracing::warn!(%error, batches = held, "batches can't be stored yet; they are held and tried again");
+    }
+    if failed > held {
+        let batches = failed - held;
+        tracing::warn!(%error, batches, "batches were not stored; their publishers are told so");
     }
 }

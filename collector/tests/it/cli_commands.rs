@@ -129,6 +129,14 @@ async fn an_audit_that_finds_a_difference_exits_1() {
     let ran = collector.beside(&["audit"]);
     assert_eq!(ran.code, 1, "{ran:#?}");
     assert!(ran.stdout.contains("\tfails\t"), "{}", ran.stdout);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut unread = eventbucket(&["audit", "--data", collector.folder().to_str().unwrap()]);
+    assert_eq!(
+        unread.stdout(writer).status().unwrap().code(),
+        Some(1),
+        "a reader that went away hides nothing"
+    );
     let ran = collector.beside(&["audit", "--json"]);
     assert_eq!(ran.code, 1, "{ran:#?}");
     let audit: Value = serde_json::from_str(&ran.stdout).unwrap();
@@ -204,6 +212,47 @@ async fn a_tail_goes_on_over_a_restart_of_the_collector() {
         collector.kill();
         collector.restart();
     }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test]
+async fn an_id_is_shown_whatever_it_looks_like() {
+    let collector = Collector::start();
+    let ids = ["tail", ".", "..", "a/b", "../x", "50%", "two words", "a?b#c&d", " "];
+    for id in ids {
+        collector.send(json!({ "id": id, "name": "hello" })).await;
+    }
+    for (way, ask) in WAYS {
+        for id in ids {
+            assert_eq!(ask(&collector, &["event", "show", id, "--json"]).json()["id"], id, "{way}");
+        }
+        ask(&collector, &["event", "show", ""]).assert_failed(2, &["<ID>"]);
+    }
+}
+
+#[tokio::test]
+async fn a_tail_misses_nothing_that_comes_while_it_is_away() {
+    let mut collector = Collector::start();
+    collector.send(json!({ "name": "before" })).await;
+    let mut command = eventbucket(&["event", "tail", "--json", "--name", "wanted", "--url", collector.url()]);
+    command.env("EVENTBUCKET_KEY", &collector.keys().secret);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (lines, notes) = (lines_of(child.stdout.take().unwrap()), lines_of(child.stderr.take().unwrap()));
+    eventually("the tail is open", || {
+        let figures = collector.metrics();
+        figures.contains("eventbucket_http_requests_total{route=\"/v1/events/tail\",status=\"200\"} 1")
+    });
+    collector.kill();
+    assert!(notes.recv_timeout(DEADLINE).unwrap().contains("broke off"));
+    // The tail tries again every second. What is stored before it is back, it has not seen: the tail was paused.
+    let pid = rustix::process::Pid::from_raw(child.id().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    collector.restart();
+    collector.send(json!({ "name": "wanted", "properties": { "i": 1 } })).await;
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    let event: Value = serde_json::from_str(&lines.recv_timeout(DEADLINE).unwrap()).unwrap();
+    assert_eq!((&event["position"], &event["properties"]["i"]), (&json!(2), &json!(1)));
     child.kill().unwrap();
     child.wait().unwrap();
 }

@@ -65,3 +65,34 @@ fn the_printed_example_is_a_configuration() {
     let checked = run(eventbucket(&["serve", "--check-config", "--config", file.to_str().unwrap()]));
     assert_eq!(checked.code, 0, "{}", checked.stderr);
 }
+
+#[test]
+fn a_level_that_is_none_is_refused_with_the_nearest() {
+    for (level, meant) in [("warning", "did you mean `warn`?"), ("loud", "error, warn, info, debug")] {
+        let mut command = eventbucket(&["serve", "--check-config"]);
+        command.env("EVENTBUCKET_LOG", level);
+        run(command).assert_failed(1, &["variable EVENTBUCKET_LOG", &format!("`{level}`"), meant]);
+    }
+}
+
+#[test]
+fn a_mistake_in_the_file_is_found_below_a_flag_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("given.toml");
+    fs::write(&file, "listen = 5\n").unwrap();
+    let mut command = eventbucket(&["serve", "--check-config", "--listen", "127.0.0.1:0", "--config"]);
+    command.arg(&file);
+    run(command).assert_failed(1, &["given.toml line 1", "`listen`", "127.0.0.1:4000"]);
+}
+
+#[test]
+fn a_certificate_that_can_not_be_used_is_found_by_the_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("given.toml");
+    for name in ["certificate.pem", "key.pem"] {
+        fs::write(folder.path().join(name), "hello").unwrap();
+    }
+    fs::write(&file, "[tls]\ncertificate = \"certificate.pem\"\nkey = \"key.pem\"\n").unwrap();
+    let ran = run(eventbucket(&["serve", "--check-config", "--config", file.to_str().unwrap()]));
+    ran.assert_failed(1, &["offer TLS", "certificate.pem"]);
+}

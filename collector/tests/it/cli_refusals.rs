@@ -3,6 +3,8 @@
 use std::net::TcpListener;
 use std::process::Stdio;
 
+use serde_json::json;
+
 use crate::harness::{Collector, eventbucket, run};
 
 const COMMANDS: &[&[&str]] = &[
@@ -125,4 +127,86 @@ async fn control_characters_of_senders_do_not_reach_the_terminal() {
     assert!(!lines.contains('\x1b'), "{lines:?}");
     assert_eq!(lines.trim_end().split('\t').count(), 5, "{lines:?}");
     assert!(lines.contains("a\\u{1b}[31mred\\tb"), "{lines:?}");
+}
+
+/// A device on which every write fails with "No space left on device".
+fn full() -> Stdio {
+    std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into()
+}
+
+#[test]
+fn keys_that_can_not_be_printed_are_not_lost() {
+    let collector = Collector::start();
+    let data = collector.folder().to_str().unwrap();
+    for args in [
+        &["project", "create", "shop"][..],
+        &["project", "create", "blog", "--json"],
+        &["project", "rotate-key", "shop", "--kind", "secret"],
+    ] {
+        let mut command = eventbucket(args);
+        let output = command.args(["--data", data]).stdout(full()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("eb_secret_") && said.contains("write to stdout"), "{said}");
+    }
+}
+
+#[test]
+fn an_audit_that_can_not_be_printed_has_found_nothing_wrong() {
+    let collector = Collector::start();
+    for json in [&[][..], &["--json"]] {
+        let mut command = eventbucket(&["audit", "--data", collector.folder().to_str().unwrap()]);
+        let output = command.args(json).stdout(full()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("write to stdout"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn text_that_turns_the_line_around_is_shown_and_not_obeyed() {
+    let collector = Collector::start();
+    collector
+        .send(json!({ "id": "1", "name": "gpj\u{202e}exe", "properties": { "a\u{2066}": "\u{200f}\u{9b}" } }))
+        .await;
+    let lines = collector.beside(&["event", "list"]).stdout;
+    assert!(lines.contains("gpj\\u{202e}exe"), "{lines:?}");
+    let shown = collector.beside(&["event", "show", "1"]).stdout;
+    for text in [lines, shown] {
+        assert!(!text.contains(['\u{202e}', '\u{2066}', '\u{200f}', '\u{9b}']), "{text:?}");
+    }
+    let exact = collector.beside(&["event", "show", "1", "--json"]).json();
+    assert_eq!(exact["name"], "gpj\u{202e}exe", "a program gets what was sent");
+}
+
+#[test]
+fn a_tail_from_behind_the_end_of_the_log_is_refused_both_ways() {
+    let collector = Collector::start();
+    for ask in [Collector::beside, Collector::over_http] {
+        ask(&collector, &["event", "tail", "--after", "7"])
+            .assert_failed(1, &["follow the log", "position 7 lies beyond the end of the log (0)"]);
+    }
+}
+
+#[test]
+fn what_is_said_of_an_address_is_not_ignored_when_there_is_none() {
+    let collector = Collector::start();
+    let mut command = eventbucket(&["count", "--key", "k"]);
+    command.env("EVENTBUCKET_DATA", collector.folder());
+    run(command).assert_failed(2, &["--key goes with --url"]);
+    let mut command = eventbucket(&["count", "--ca-file", "f"]);
+    command.env("EVENTBUCKET_DATA", collector.folder());
+    run(command).assert_failed(2, &["--ca-file goes with --url"]);
+}
+
+#[test]
+fn a_variable_that_is_not_text_is_not_ignored() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    for args in [&["serve", "--check-config"][..], &["count"]] {
+        let mut command = eventbucket(args);
+        command.current_dir(folder.path());
+        command.env("EVENTBUCKET_DATA", std::ffi::OsStr::from_bytes(b"/srv/\xff"));
+        run(command).assert_failed(2, &["EVENTBUCKET_DATA", "UTF-8"]);
+    }
 }

@@ -9,7 +9,10 @@ use eventbucket_collector::store::{
 };
 use eventbucket_protocol::{Event, EventId, Properties, Verdict};
 
-use crate::store_fixture::{Folder, HOUR, NOON, at, batch, count_all, event, events, project, totals};
+use crate::store_fixture::{
+    Folder, HOUR, NOON, at, batch, count_all, count_all_projects, event, events, project, refused, totals,
+};
+use crate::store_postgres::Database;
 
 type Rule = fn(Store) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -37,6 +40,20 @@ async fn sqlite_conforms() {
         let folder = Folder::new();
         let store = folder.open();
         rule(store.clone()).await;
+        count_all_projects(&store).await;
+        let found = audit(&store, None, |_, _| {}).await.unwrap();
+        assert!(found.holds(), "after {name:?}: {found:#?}");
+    }
+}
+
+#[tokio::test]
+async fn postgres_conforms() {
+    for (name, rule) in RULES {
+        eprintln!("{name}");
+        let database = Database::new().await;
+        let store = database.open().await;
+        rule(store.clone()).await;
+        count_all_projects(&store).await;
         let found = audit(&store, None, |_, _| {}).await.unwrap();
         assert!(found.holds(), "after {name:?}: {found:#?}");
     }
@@ -111,9 +128,9 @@ async fn the_ledger_balances(store: Store) {
     let shop = project(&store, "shop").await.project.id;
     let blog = project(&store, "blog").await.project.id;
     let mut half_good = batch(shop, events("x", 5));
-    half_good.rejected = 5;
+    half_good.refused = refused(5);
     let mut all_bad = batch(blog, Vec::new());
-    all_bad.rejected = 3;
+    all_bad.refused = refused(3);
     store.append(vec![half_good.clone(), all_bad]).await.unwrap();
     store.append(vec![half_good]).await.unwrap();
     let expected = Ledger { received: 20, stored: 5, duplicate: 5, quarantined: 0, rejected: 10 };
@@ -262,14 +279,18 @@ async fn keys_open_their_project(store: Store) {
     );
     store.set_browser(id, true).await.unwrap();
     assert!(valid(&store, &old).await.browser);
-    let new = store.rotate_key(id, KeyKind::Write, false).await.unwrap();
+    let new = store.rotate_key(id, KeyKind::Write, None).await.unwrap();
+    assert!(valid(&store, &new.hash()).await.browser, "a key for browsers is replaced by one");
+    let old = new.hash();
+    let new = store.rotate_key(id, KeyKind::Write, Some(false)).await.unwrap();
+    assert!(!valid(&store, &new.hash()).await.browser);
     assert_eq!(store.find_key(&old).await.unwrap(), Standing::Revoked);
     assert_eq!(store.find_key(&KeyHash::of("eb_write_never")).await.unwrap(), Standing::Unknown);
     assert_eq!(valid(&store, &new.hash()).await.kind, KeyKind::Write);
     let secret = valid(&store, &shop.secret_key.hash()).await;
     assert_eq!((secret.kind, secret.browser), (KeyKind::Secret, false), "the other kind is untouched");
     assert!(matches!(
-        store.rotate_key(ProjectId(9), KeyKind::Write, false).await,
+        store.rotate_key(ProjectId(9), KeyKind::Write, None).await,
         Err(Error::UnknownProject(ProjectId(9)))
     ));
 }

@@ -52,6 +52,16 @@ async fn a_page_may_read_the_answer_under_a_browser_key_alone() {
     let refused = send(key, "17").await;
     assert_eq!((refused.status, allowed(&refused)), (400, ORIGIN.to_owned()), "problems can be read too");
 
+    let revoked = key.to_owned();
+    collector.post(&path, &json!({"kind": "write"})).await;
+    for wrong in [&revoked, "eb_write_nobody"] {
+        let refused = send(wrong, r#"{"name":"a"}"#).await;
+        assert_eq!(
+            (refused.status, allowed(&refused), refused.header("vary")),
+            (401, ORIGIN.to_owned(), "Origin")
+        );
+    }
+
     let secret = collector.post(&path, &json!({"kind": "secret", "browser": true})).await;
     assert_eq!(secret.json()["code"], "malformed_body", "a secret key never goes into a page");
 }
@@ -72,5 +82,22 @@ async fn the_page_and_its_files_are_served_under_a_strict_policy() {
         let policy = answer.header("content-security-policy");
         assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self'"), "{policy}");
         assert!(!policy.contains("unsafe"), "{policy}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_path_the_page_asks_for_is_there() {
+    let collector = collector().await;
+    let script = Answer::to(collector.client.get(collector.url("/page.js"))).await.body;
+    let paths: Vec<&str> = script
+        .split(['"', '`'])
+        .filter(|text| text.starts_with("/v1/") || *text == "/version")
+        .map(|text| text.split('?').next().unwrap())
+        .collect();
+    assert!(paths.contains(&"/v1/key") && paths.contains(&"/v1/events/tail"), "{paths:?}");
+    for path in paths {
+        let request = collector.client.get(collector.url(path)).bearer_auth(&collector.secret_key);
+        let status = request.send().await.unwrap().status();
+        assert_eq!(status, 200, "{path}");
     }
 }

@@ -39,6 +39,8 @@ async fn a_batch_that_cannot_be_stored_is_never_answered_200() {
     let refused = collector.send(r#"{"name":"a"}"#).await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, "1"), "{refused:?}");
     assert_eq!(refused.json()["code"], "unavailable");
+    let ready = Answer::to(collector.client.get(collector.url("/healthz/ready"))).await;
+    assert_eq!((ready.status, &ready.json()["code"]), (503, &json!("unavailable")), "{ready:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -205,7 +205,7 @@ async fn keys_methods_and_paths_are_refused_in_words() {
     401 unknown_key: The key is not known. this key is not known here; check that it was copied whole and belongs to this collector [www-authenticate: Bearer]
     403 wrong_key_kind: The key may not do this. this is a write key, which may only send events; use the project's secret key (eb_secret_…)
     403 wrong_key_kind: The key may not do this. this is a write key, which may only send events; use the project's secret key (eb_secret_…)
-    405 method_not_allowed: The path does not take this method. /v1/events doesn't take PUT; the Allow header says what it takes [allow: POST,GET,HEAD,OPTIONS]
+    405 method_not_allowed: The path does not take this method. /v1/events doesn't take PUT; the Allow header says what it takes [allow: POST,OPTIONS,GET,HEAD]
     405 method_not_allowed: The path does not take this method. /v1/counts doesn't take POST; the Allow header says what it takes [allow: GET,HEAD]
     404 not_found: There is nothing here. there is no path /v1/event; events are sent by POST /v1/events, the page at / shows how
     "#);
@@ -260,7 +260,7 @@ async fn a_clock_ten_years_off_is_corrected_beside_the_time_it_told() {
     let hour = counts["counts"][0]["hour"].as_str().unwrap().to_owned();
     assert_eq!(hour[..13], event["received"].as_str().unwrap()[..13], "counted in our hour: {counts}");
 
-    insta::assert_snapshot!(send("noon".to_owned()).await.problem(), @"400 invalid_header: A header can't be used. event-bucket-sent-at must be Unix milliseconds within the years 0001 to 9999");
+    insta::assert_snapshot!(send("noon".to_owned()).await.problem(), @"400 invalid_header: A header can't be used. event-bucket-sent-at must be Unix milliseconds from 0001-01-01 to 9999-12-30T22:00:00Z");
 }
 
 /// Objects within each other.
@@ -281,4 +281,13 @@ fn verdicts(answer: &Answer) -> String {
         }
     };
     verdicts.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A newer SDK at an older collector, or one of another product, loses nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reserved_name_that_is_not_known_is_stored_like_any_other() {
+    let collector = collector().await;
+    let answer = collector.send(r#"[{"name":"$pageview","id":"1"},{"name":"$","id":"2"}]"#).await;
+    assert_eq!(answer.json()["all"]["verdict"], "stored");
+    assert_eq!(collector.get("/v1/events?name=%24pageview").await.json()["events"][0]["id"], "1");
 }

@@ -1,6 +1,6 @@
 //! The real binary in a temporary folder, on a port the system chose; stopped when dropped.
 
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -240,6 +240,15 @@ impl Collector {
         let mut command = eventbucket(args);
         command.args(["--url", &self.address]).env("EVENTBUCKET_KEY", &self.keys().secret);
         run(command)
+    }
+
+    /// Reads its figures.
+    pub(crate) fn metrics(&self) -> String {
+        let mut stream = std::net::TcpStream::connect(self.address.rsplit('/').next().unwrap()).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
     }
 
     /// Sends a batch as JSON and returns the answer, which must be a success.

@@ -55,12 +55,12 @@ pub(crate) async fn collector_with(config: EdgeConfig, tls: Option<Tls>) -> Runn
 
     let (bus, cache, workers) =
         (Bus::in_process(bus::Limits::default()), Cache::memory(), CancellationToken::new());
-    tokio::spawn(workers::storage::run(bus.clone(), store.clone(), workers.clone()));
+    tokio::spawn(workers::storage::run(bus.clone(), store.clone(), cache.clone(), workers.clone()));
     tokio::spawn(workers::insight::run(bus.clone(), store.clone(), cache.clone(), workers.clone()));
 
     let health = Health::new(folder.path(), config.free_disk_min).unwrap();
     let ingest = Ingest::new(bus.clone(), store.clone(), cache.clone());
-    let query = Reader::new(store.clone(), cache, bus);
+    let query = Reader::new(store.clone(), cache);
     let state = edge::State::new(ingest, query, health, config, Metrics::new());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());

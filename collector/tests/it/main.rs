@@ -2,10 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod bus_consume;
+mod bus_dead_letters;
+mod bus_faults;
+mod bus_publish;
+mod bus_server;
+mod cache_conformance;
+mod cache_faults;
+mod cache_random;
+mod cache_server;
 mod cli_commands;
 mod cli_config;
 mod cli_refusals;
+mod cli_tls;
 mod conformance;
+mod edge_batches;
 mod edge_bodies;
 mod edge_browser;
 mod edge_connections;
@@ -21,8 +32,13 @@ mod serve_stop;
 mod store_audit;
 mod store_fixture;
 mod store_flow;
+mod store_place;
+mod store_postgres;
+mod store_postgres_faults;
+mod store_postgres_tls;
 mod store_random;
 mod store_sqlite;
+mod torture;
 
 mod faults;
 mod power;

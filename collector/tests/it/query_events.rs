@@ -182,3 +182,54 @@ async fn another_project_sees_nothing() {
     assert_eq!(get("/v1/events/e1").await.json()["name"], "theirs");
     assert_eq!(collector.get("/v1/events/e1").await.json()["name"], "closed");
 }
+
+/// Ids that are parts of a path, or of an address, to somebody.
+const AWKWARD_IDS: [&str; 14] = [
+    "tail",
+    "by-id",
+    ".",
+    "..",
+    "a/b",
+    "a/../b",
+    "/",
+    "50%",
+    "%2F",
+    "two words",
+    "a?b#c&d=e+f",
+    "\\",
+    " ",
+    "\u{202e}ünï",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_id_that_is_taken_can_be_read() {
+    let collector = collector().await;
+    let events: Vec<Value> = AWKWARD_IDS.iter().map(|id| json!({"name": "a", "id": id})).collect();
+    assert_eq!(collector.send(json!(events).to_string()).await.json()["all"]["verdict"], "stored");
+    for id in AWKWARD_IDS {
+        let mut url = reqwest::Url::parse(&collector.url("/v1/events/by-id")).unwrap();
+        url.query_pairs_mut().append_pair("id", id);
+        let found = Answer::to(collector.client.get(url).bearer_auth(&collector.secret_key)).await;
+        assert_eq!((found.status, &found.json()["id"]), (200, &json!(id)), "{found:?}");
+    }
+    let problem = collector.get("/v1/events/by-id?id=absent").await.problem();
+    assert_eq!(problem, "404 not_found: There is nothing here. there is no event \"absent\" in this project");
+    assert_eq!(collector.get("/v1/events/by-id").await.json()["code"], "invalid_query");
+    let request =
+        collector.client.get(collector.url("/v1/events/by-id?id=tail")).bearer_auth(&collector.write_key);
+    assert_eq!(Answer::to(request).await.json()["code"], "wrong_key_kind");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_that_is_not_utf_8_is_refused() {
+    let collector = collector().await;
+    collector.send(r#"{"name":"a"}"#).await;
+    for path in
+        ["/v1/events?name=%ff", "/v1/counts?name=%C3", "/v1/events?%ff=a", "/v1/events/by-id?id=%e2%82"]
+    {
+        let answer = collector.get(path).await;
+        assert_eq!((answer.status, &answer.json()["code"]), (400, &json!("invalid_query")), "{path}");
+        assert!(answer.body.contains("UTF-8"), "{}", answer.body);
+    }
+    assert_eq!(collector.get("/v1/events?name=%EF%BF%BD").await.status, 200, "U+FFFD itself is a character");
+}

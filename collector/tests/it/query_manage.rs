@@ -82,3 +82,40 @@ async fn a_rebuild_makes_a_new_generation_with_the_same_counts() {
     let checks = audit["projects"][0]["checks"].as_array().unwrap().clone();
     assert!(checks.iter().all(|check| check["holds"] == true), "{audit}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_says_what_it_may_do_and_a_wrong_one_is_refused() {
+    let collector = collector().await;
+    let ask = |key: &str| Answer::to(collector.client.get(collector.url("/v1/key")).bearer_auth(key));
+    let write = ask(&collector.write_key).await.json();
+    assert_eq!(write, json!({"project_id": 1, "kind": "write", "browser": false}));
+    assert_eq!(ask(&collector.secret_key).await.json()["kind"], "secret");
+    assert_eq!(ask("eb_write_nobody").await.json()["code"], "unknown_key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_key_is_replaced_by_a_browser_key_unless_it_is_said() {
+    let collector = collector().await;
+    let path = format!("/v1/projects/{}/keys/rotate", collector.project);
+    for (document, browser) in [
+        (json!({"kind": "write"}), false),
+        (json!({"kind": "write", "browser": true}), true),
+        (json!({"kind": "write"}), true),
+        (json!({"kind": "secret", "browser": false}), false),
+        (json!({"kind": "write"}), true),
+        (json!({"kind": "write", "browser": false}), false),
+        (json!({"kind": "write"}), false),
+    ] {
+        // The secret key is renewed on the way, so each step asks the store for what it needs.
+        let made = collector.store.rotate_key(
+            collector.project,
+            eventbucket_collector::project::KeyKind::Secret,
+            None,
+        );
+        let secret = made.await.unwrap().text;
+        let request = collector.client.post(collector.url(&path)).bearer_auth(secret).json(&document);
+        let made = Answer::to(request).await.json();
+        let ask = collector.client.get(collector.url("/v1/key")).bearer_auth(made["key"].as_str().unwrap());
+        assert_eq!(Answer::to(ask).await.json()["browser"], browser, "{document}");
+    }
+}

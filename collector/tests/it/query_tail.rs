@@ -145,3 +145,41 @@ async fn a_place_that_is_not_in_the_log_is_refused() {
         assert_eq!(ask(last).await.json()["code"], "invalid_cursor", "{last}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_knows_its_place_before_anything_happened() {
+    let collector = collector().await;
+    send(&collector, [json!({"name": "before"}), json!({"name": "before"})]).await;
+    let mut tail = Tail(
+        collector
+            .client
+            .get(collector.url("/v1/events/tail"))
+            .bearer_auth(&collector.secret_key)
+            .send()
+            .await
+            .unwrap(),
+        String::new(),
+    );
+    let opening = tail.message().await.unwrap();
+    assert!(opening.lines().any(|line| line == "id: 2"), "what Last-Event-ID takes: {opening}");
+}
+
+/// The key is looked at every 15 s; this is the one test that waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_stops_reading_a_log_that_never_rests() {
+    let collector = collector().await;
+    let mut tail = Tail::open(&collector, "", None).await;
+    let path = format!("/v1/projects/{}/keys/rotate", collector.project);
+    assert_eq!(collector.post(&path, &json!({"kind": "secret"})).await.status, 201);
+    let ended = async {
+        loop {
+            send(&collector, [json!({"name": "busy"})]).await;
+            let message = tail.message().await.expect("a reason before the end");
+            if message.starts_with("event: problem") {
+                return message;
+            }
+        }
+    };
+    let problem = timeout(DEADLINE, ended).await.expect("a revoked key is noticed");
+    assert!(problem.contains("revoked_key"), "{problem}");
+}

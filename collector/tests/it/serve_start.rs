@@ -158,3 +158,35 @@ fn an_unknown_flag_is_a_wrong_use() {
     let ran = run(eventbucket(&["serve", "--lisen", "127.0.0.1:0"]));
     ran.assert_failed(2, &["--lisen", "--listen"]);
 }
+
+#[test]
+fn keys_that_stdout_does_not_take_go_to_stderr() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut command = eventbucket(&["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut child = command.stdout(full).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let lines = crate::harness::lines_of(child.stderr.take().unwrap());
+    let said: Vec<String> = std::iter::from_fn(|| lines.recv_timeout(crate::harness::DEADLINE).ok())
+        .take_while(|line| !line.starts_with("listening on http://"))
+        .collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let said = said.join("\n");
+    assert!(said.contains("eb_write_") && said.contains("eb_secret_"), "{said}");
+}
+
+#[test]
+fn a_first_start_that_can_show_its_keys_nowhere_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = eventbucket(&["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
+    let mut child = command.stdout(full()).stderr(full()).spawn().unwrap();
+    let mut ended = None;
+    crate::harness::eventually("it ends", || {
+        ended = child.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert_eq!(ended.unwrap().code(), Some(2));
+}

@@ -1,9 +1,9 @@
 //! What tests of the store start from: a store in a folder of its own, projects, batches.
 
-use eventbucket_collector::bus::message::ValidBatch;
+use eventbucket_collector::bus::message::{Refused, ValidBatch};
 use eventbucket_collector::project::ProjectId;
 use eventbucket_collector::store::{DATABASE_FILE, NewProject, SqliteOptions, Store};
-use eventbucket_protocol::{BatchId, Event, EventId, Properties, Timestamp};
+use eventbucket_protocol::{BatchId, Code, Event, EventId, Properties, Timestamp};
 use tempfile::TempDir;
 
 /// 2024-03-01T12:34:56.789Z.
@@ -76,7 +76,10 @@ pub(crate) fn batch(project: ProjectId, events: Vec<Event>) -> ValidBatch {
         received: at(NOON + 1),
         skew_ms: None,
         events,
-        rejected: 0,
+        undated: Vec::new(),
+        refused: Vec::new(),
+        part: 0,
+        parts: 1,
     }
 }
 
@@ -97,6 +100,13 @@ pub(crate) async fn count_all(store: &Store, project: ProjectId) {
     }
 }
 
+/// Applies the counts of every project as far as its log goes.
+pub(crate) async fn count_all_projects(store: &Store) {
+    for project in store.projects(None).await.unwrap() {
+        count_all(store, project.id).await;
+    }
+}
+
 /// The total of every name.
 pub(crate) async fn totals(store: &Store, project: ProjectId) -> Vec<(String, u64)> {
     let rows = store.counts(project, eventbucket_collector::store::CountsQuery::default()).await.unwrap();
@@ -110,4 +120,9 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: 
         assert!(tokio::time::Instant::now() < deadline, "{what} did not happen within 20 s");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
+}
+
+/// So many refusals, at the first places of a body.
+pub(crate) fn refused(count: u32) -> Vec<Refused> {
+    (0..count).map(|place| Refused { place, code: Code::InvalidName }).collect()
 }

@@ -8,7 +8,7 @@ use eventbucket_collector::store::{CountsBy, CountsQuery, EventFilter, EventOrde
 use eventbucket_protocol::{Event, Verdict};
 use proptest::prelude::*;
 
-use crate::store_fixture::{Folder, HOUR, NOON, at, batch, event, project};
+use crate::store_fixture::{Folder, HOUR, NOON, at, batch, count_all_projects, event, project, refused};
 
 /// A batch of a random history: events as (id, name, hour), drawn from few ids so that they overlap.
 #[derive(Clone, Debug)]
@@ -102,7 +102,7 @@ fn real(sent: &Sent, projects: &[ProjectId]) -> eventbucket_collector::bus::mess
         ..event(&format!("id{id}"), &name_of(*name))
     };
     let mut batch = batch(projects[sent.project], sent.events.iter().map(made).collect());
-    batch.rejected = sent.rejected;
+    batch.refused = refused(sent.rejected);
     batch.skew_ms = sent.skew_hours.map(|hours| hours * HOUR);
     batch
 }
@@ -159,6 +159,7 @@ async fn replay(steps: Vec<Step>) {
     for (project, model) in projects.iter().zip(&models) {
         agrees(&store, *project, model).await;
     }
+    count_all_projects(&store).await;
     let found = audit(&store, None, |_, _| {}).await.unwrap();
     assert!(found.holds(), "{found:#?}");
 }

@@ -3,14 +3,16 @@
 use std::fs;
 use std::sync::mpsc;
 
+use eventbucket_collector::ingest::{Arrival, validate};
 use eventbucket_collector::project::{KeyKind, Standing};
 use eventbucket_collector::query::audit::audit;
-use eventbucket_collector::store::{Access, Error, SqliteOptions, Store, ViewState};
+use eventbucket_collector::store::{Access, CountsBy, CountsQuery, Error, SqliteOptions, Store, ViewState};
+use eventbucket_protocol::codec::{Format, decode};
 use eventbucket_protocol::{Event, EventId, Verdict};
 use tokio::sync::oneshot;
 
 use crate::store_fixture::{
-    Folder, HOUR, at, batch, count_all, event, events, eventually, project, totals, with_project,
+    Folder, HOUR, NOON, at, batch, count_all, event, events, eventually, project, totals, with_project,
 };
 
 fn open_error(folder: &Folder) -> Error {
@@ -121,6 +123,7 @@ async fn the_command_line_works_beside_a_collector() {
     managing.rebuild_counts(shop, |_, _| {}).await.unwrap();
     count_all(&store, shop).await;
     assert_eq!(store.view_state(shop).await.unwrap(), ViewState { generation: 2, applied_to: 7 });
+    count_all(&store, grant.project).await;
     assert!(audit(&looking, None, |_, _| {}).await.unwrap().holds());
     let nowhere = Store::sqlite_beside(&folder.path().join("other.db"), Access::ReadWrite);
     assert!(matches!(nowhere.err(), Some(Error::Missing { .. })));
@@ -169,6 +172,7 @@ async fn a_head_moved_by_somebody_else_poisons_the_writer_and_it_recovers() {
     eventually("reopening", async || store.serving().is_ok()).await;
     let appended = store.append(vec![batch(shop, events("y", 1))]).await.unwrap();
     assert_eq!((&appended[0].verdicts[..], appended[0].range.first), (&[Verdict::Stored][..], 4));
+    count_all(&store, shop).await;
     assert!(audit(&store, None, |_, _| {}).await.unwrap().holds());
 }
 
@@ -186,6 +190,7 @@ async fn a_write_that_breaks_a_rule_of_the_file_fails_its_group_alone() {
     folder.sql().execute("UPDATE event SET key = key - 1 WHERE key = (1 << 40 | 3)", []).unwrap();
     eventually("recovering", async || store.append(vec![batch(shop, events("y", 1))]).await.is_ok()).await;
     assert_eq!(store.head(shop).await.unwrap(), 3);
+    count_all(&store, shop).await;
     assert!(audit(&store, None, |_, _| {}).await.unwrap().holds());
 }
 
@@ -202,7 +207,7 @@ async fn a_vanished_file_is_not_made_anew() {
     assert!(store.append(vec![batch(shop, events("y", 1))]).await.is_err());
     eventually("noticing", async || store.serving().is_err()).await;
     let told = store.append(vec![batch(shop, events("y", 1))]).await.unwrap_err();
-    assert!(told.to_string().contains("there is no database at"), "{told}");
+    assert!(told.to_string().contains("moved, replaced or deleted"), "{told}");
     assert!(!folder.file().exists());
 }
 
@@ -232,7 +237,7 @@ async fn one_jobs_failure_is_its_own() {
 #[tokio::test]
 async fn keys_are_nowhere_in_the_file() {
     let (folder, store, shop) = with_project().await;
-    let key = store.rotate_key(shop, KeyKind::Secret, false).await.unwrap();
+    let key = store.rotate_key(shop, KeyKind::Secret, None).await.unwrap();
     let write_key = project(&store, "blog").await.write_key;
     store.close().await.unwrap();
     let bytes = fs::read(folder.file()).unwrap();
@@ -241,6 +246,27 @@ async fn keys_are_nowhere_in_the_file() {
     assert!(!contains(key.text.as_bytes()) && !contains(write_key.text.as_bytes()));
     assert_ne!(key.text, write_key.text);
     assert!(!contains(&key.text.as_bytes()[10..26]), "not even a part");
+}
+
+#[tokio::test]
+async fn an_event_without_a_time_is_counted_in_the_hour_of_its_arrival_whatever_the_senders_clock_says() {
+    let (_folder, store, shop) = with_project().await;
+    let body = format!(r#"[{{"name":"undated","id":"u"}},{{"name":"dated","time":{}}}]"#, NOON - 5 * HOUR);
+    let raw = decode(body.as_bytes(), Format::Json).unwrap();
+    let arrival = Arrival { received: at(NOON), sent_at: Some(at(NOON - 5 * HOUR)) };
+    store.append(vec![validate(shop, raw, arrival).batch]).await.unwrap();
+    count_all(&store, shop).await;
+    let query = CountsQuery { by: CountsBy::Hour, ..CountsQuery::default() };
+    let hours: Vec<_> =
+        store.counts(shop, query).await.unwrap().into_iter().map(|row| row.hour.unwrap()).collect();
+    assert_eq!(hours, [at(NOON - NOON % HOUR); 2], "both happened at noon by our clock");
+    let undated = store.event(shop, EventId::from_text("u").uuid()).await.unwrap().unwrap();
+    assert_eq!((undated.event.time, undated.skew_ms), (at(NOON), None));
+    // Sent again an hour later it is the same event still.
+    let raw = decode(br#"{"name":"undated","id":"u"}"#, Format::Json).unwrap();
+    let again = validate(shop, raw, Arrival { received: at(NOON + HOUR), sent_at: None }).batch;
+    let verdicts = store.append(vec![again]).await.unwrap().remove(0).verdicts;
+    assert_eq!(verdicts, [Verdict::Duplicate { differs: false }]);
 }
 
 #[tokio::test]

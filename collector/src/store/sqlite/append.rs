@@ -1,13 +1,14 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use eventbucket_protocol::{Event, Verdict};
+use eventbucket_protocol::{BatchId, Event, Verdict};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::job::Turn;
 use super::{int, key, uint};
 use crate::bus::message::{StoredRange, ValidBatch};
 use crate::project::ProjectId;
+use crate::store::batches::{self, BatchPart};
 use crate::store::{Appended, Error, Ledger};
 
 /// Bits of a position within its block: 4,096 positions share one pair of times.
@@ -111,13 +112,13 @@ impl<'c> Statements<'c> {
                  ON CONFLICT (project, id) DO NOTHING",
             )?,
             same: connection.prepare_cached(
-                "SELECT name = ?3 AND user IS ?4 AND time_ms = ?5 AND properties = ?6 FROM event
+                "SELECT name = ?3 AND user IS ?4 AND (?5 IS NULL OR time_ms = ?5) AND properties = ?6 FROM event
                  WHERE project = ?1 AND id = ?2",
             )?,
             range: connection.prepare_cached(
                 "INSERT INTO ranges (project, first, last, batch, received_ms, received, stored, duplicate, quarantined,
-                                     rejected)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                                     rejected, part, parts, verdicts, refused)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             )?,
         })
     }
@@ -130,27 +131,37 @@ impl<'c> Statements<'c> {
     ) -> Result<Appended, Error> {
         let first = head.position + 1;
         let mut verdicts = Vec::with_capacity(batch.events.len());
-        for event in &batch.events {
-            if self.insert(batch, event, head.position + 1)? {
+        for (place, event) in batch.events.iter().enumerate() {
+            let skew_ms = batch.skew_ms_at(place);
+            if self.insert(batch, event, skew_ms, head.position + 1)? {
                 head.position += 1;
-                note_time(blocks, batch, event, head.position);
+                let time_ms = event.time.shifted(skew_ms.unwrap_or(0)).ms();
+                note_time(blocks, batch.project, head.position, time_ms);
                 verdicts.push(Verdict::Stored);
             } else {
-                verdicts.push(Verdict::Duplicate { differs: self.differs(batch.project, event)? });
+                // A time that was made on arrival is another one each time.
+                let time_ms = batch.is_dated(place).then_some(event.time.ms());
+                verdicts.push(Verdict::Duplicate { differs: self.differs(batch.project, event, time_ms)? });
             }
         }
         let events = batch.events.len() as u64;
-        let (stored, rejected) = (head.position + 1 - first, u64::from(batch.rejected));
+        let (stored, rejected) = (head.position + 1 - first, batch.rejected());
         let received = events + rejected;
         let entry = Ledger { received, stored, duplicate: events - stored, quarantined: 0, rejected };
         let range = StoredRange { project: batch.project, first, last: head.position };
-        self.write_range(batch, range, entry)?;
+        self.write_range(batch, range, entry, &verdicts)?;
         head.ledger += entry;
         Ok(Appended { verdicts, range })
     }
 
     /// Says whether the event was new.
-    fn insert(&mut self, batch: &ValidBatch, event: &Event, position: u64) -> Result<bool, Error> {
+    fn insert(
+        &mut self,
+        batch: &ValidBatch,
+        event: &Event,
+        skew_ms: Option<i64>,
+        position: u64,
+    ) -> Result<bool, Error> {
         let inserted = self.insert.execute(params![
             key(batch.project, position),
             batch.project.0,
@@ -158,7 +169,7 @@ impl<'c> Statements<'c> {
             event.id.text(),
             event.name,
             event.time.ms(),
-            batch.skew_ms,
+            skew_ms,
             batch.received.ms(),
             event.user,
             event.stream,
@@ -169,13 +180,19 @@ impl<'c> Statements<'c> {
         Ok(inserted == 1)
     }
 
-    fn differs(&mut self, project: ProjectId, event: &Event) -> Result<bool, Error> {
+    fn differs(&mut self, project: ProjectId, event: &Event, time_ms: Option<i64>) -> Result<bool, Error> {
         let (id, properties) = (event.id.uuid(), event.properties.as_json());
-        let values = params![project.0, id.as_bytes(), event.name, event.user, event.time.ms(), properties];
+        let values = params![project.0, id.as_bytes(), event.name, event.user, time_ms, properties];
         Ok(!self.same.query_row(values, |row| row.get::<_, bool>(0))?)
     }
 
-    fn write_range(&mut self, batch: &ValidBatch, range: StoredRange, entry: Ledger) -> Result<(), Error> {
+    fn write_range(
+        &mut self,
+        batch: &ValidBatch,
+        range: StoredRange,
+        entry: Ledger,
+        verdicts: &[Verdict],
+    ) -> Result<(), Error> {
         self.range.execute(params![
             batch.project.0,
             int(range.first),
@@ -187,14 +204,17 @@ impl<'c> Statements<'c> {
             int(entry.duplicate),
             int(entry.quarantined),
             int(entry.rejected),
+            batch.part,
+            batch.parts,
+            batches::verdicts_text(verdicts),
+            batches::refused_text(&batch.refused),
         ])?;
         Ok(())
     }
 }
 
-fn note_time(blocks: &mut Blocks, batch: &ValidBatch, event: &Event, position: u64) {
-    let time_ms = event.time.shifted(batch.skew_ms.unwrap_or(0)).ms();
-    let times = blocks.entry((batch.project, position >> BLOCK_BITS)).or_insert((time_ms, time_ms));
+fn note_time(blocks: &mut Blocks, project: ProjectId, position: u64, time_ms: i64) {
+    let times = blocks.entry((project, position >> BLOCK_BITS)).or_insert((time_ms, time_ms));
     *times = (times.0.min(time_ms), times.1.max(time_ms));
 }
 
@@ -207,4 +227,27 @@ fn write_blocks(connection: &Connection, blocks: &Blocks) -> Result<(), Error> {
         upsert.execute(params![project.0, int(*block), from_ms, to_ms])?;
     }
     Ok(())
+}
+
+/// Reads the rows of a batch, the first of each part: what became of it the first time.
+pub(super) fn batch(
+    connection: &Connection,
+    project: ProjectId,
+    batch: BatchId,
+) -> Result<Vec<BatchPart>, Error> {
+    let mut select = connection.prepare_cached(
+        "SELECT part, parts, received - rejected, verdicts, refused, min(id) FROM ranges
+         WHERE project = ?1 AND batch = ?2 GROUP BY part ORDER BY part",
+    )?;
+    let rows = select.query_map(params![project.0, batch.uuid().as_bytes()], |row| {
+        let events = row.get(2).map(uint)?;
+        Ok(BatchPart {
+            part: row.get(0)?,
+            parts: row.get(1)?,
+            events,
+            verdicts: row.get(3)?,
+            refused: row.get(4)?,
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }

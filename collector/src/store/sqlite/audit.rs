@@ -3,8 +3,10 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, named_params};
 
+use super::append::BLOCK_BITS;
 use super::counts::{COUNTS, hour_sql};
-use super::{POSITION_BITS, Sqlite, int, key, open, position, uint};
+use super::events::{COLUMNS, CORRECTED_MS, read_event};
+use super::{POSITION_BITS, Sqlite, int, key, open, position, soundness, uint};
 use crate::project::ProjectId;
 use crate::store::{AuditFigures, CountersToCheck, Error, Ledger, ProjectFigures, RowFigures};
 
@@ -62,8 +64,12 @@ fn figures(
         };
         walk(snapshot, *project, figures, counters.get(project), &mut report)?;
     }
-    let damage: String = snapshot.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    Ok(AuditFigures { projects, damage: (damage != "ok").then_some(damage) })
+    Ok(AuditFigures {
+        projects,
+        damage: soundness::damage(snapshot)?,
+        schema: soundness::schema(snapshot)?,
+        reference: soundness::reference(snapshot)?,
+    })
 }
 
 /// Reads every project with its head row and the state of its live counts. Missing rows read as zeros and fail the checks.
@@ -82,6 +88,7 @@ fn known_projects(snapshot: &Connection) -> Result<BTreeMap<ProjectId, ProjectFi
         let figures = ProjectFigures {
             name: row.get(1)?,
             known: true,
+            head_known: row.get::<_, Option<i64>>(2)?.is_some(),
             head: number(2)?,
             head_ledger: Ledger {
                 received: number(3)?,
@@ -90,6 +97,7 @@ fn known_projects(snapshot: &Connection) -> Result<BTreeMap<ProjectId, ProjectFi
                 quarantined: number(6)?,
                 rejected: number(7)?,
             },
+            live: number(8)? > 0 && row.get::<_, Option<i64>>(9)?.is_some(),
             generation: number(8)?,
             applied_to: number(9)?,
             ..ProjectFigures::default()
@@ -204,6 +212,8 @@ fn walk_slice(
     rows.last = position(high);
     rows.count += uint(count);
     rows.misplaced += uint(misplaced);
+    read_rows(snapshot, rows, after, last)?;
+    rows.hidden += hidden(snapshot, project, after, last)?;
     let mut seen = snapshot.prepare_cached(
         "INSERT OR IGNORE INTO temp.seen SELECT id FROM event NOT INDEXED WHERE key > ?1 AND key <= ?2",
     )?;
@@ -216,6 +226,37 @@ fn walk_slice(
     ))?;
     recount.execute([after, last])?;
     Ok(uint(count))
+}
+
+/// Reads every row of a slice as a read would.
+fn read_rows(snapshot: &Connection, figures: &mut RowFigures, after: i64, last: i64) -> Result<(), Error> {
+    let sql = format!("SELECT {COLUMNS} FROM event NOT INDEXED WHERE key > ?1 AND key <= ?2");
+    let mut select = snapshot.prepare_cached(&sql)?;
+    let mut rows = select.query([after, last])?;
+    while let Some(row) = rows.next()? {
+        match read_event(row) {
+            Ok(_) => {}
+            Err(Error::Unreadable { what }) => {
+                figures.unreadable += 1;
+                figures.unreadable_example.get_or_insert_with(|| what.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Counts the rows of a slice whose block doesn't say that it holds their time.
+fn hidden(snapshot: &Connection, project: ProjectId, after: i64, last: i64) -> Result<u64, Error> {
+    let position_mask = (1_u64 << POSITION_BITS) - 1;
+    let sql = format!(
+        "SELECT count(*) FROM event NOT INDEXED LEFT JOIN event_block
+                ON event_block.project = ?3 AND event_block.block = (event.key & {position_mask}) >> {BLOCK_BITS}
+         WHERE event.key > ?1 AND event.key <= ?2
+           AND ({CORRECTED_MS} BETWEEN event_block.from_ms AND event_block.to_ms) IS NOT TRUE"
+    );
+    let mut select = snapshot.prepare_cached(&sql)?;
+    Ok(uint(select.query_row((after, last, project.0), |row| row.get(0))?))
 }
 
 fn compare_rollup(

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 use super::append::Head;
 use super::events::CORRECTED_MS;
 use super::job::{Job, Turn};
+use super::projects::require_project;
 use super::{Sqlite, int, key, uint};
 use crate::project::ProjectId;
 use crate::store::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, Error, ViewProgress, ViewState};
@@ -30,6 +31,10 @@ pub(super) fn hour_sql() -> String {
 impl Sqlite {
     pub(in crate::store) async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
         self.read(view_progress).await
+    }
+
+    pub(in crate::store) async fn view_state(&self, project: ProjectId) -> Result<ViewState, Error> {
+        self.read(move |connection| live_state(connection, project)).await
     }
 
     pub(in crate::store) async fn apply_counts(
@@ -102,7 +107,12 @@ fn live_state(connection: &Connection, project: ProjectId) -> Result<ViewState, 
     let state = select.query_row(params![COUNTS, project.0], |row| {
         Ok(ViewState { generation: row.get(0).map(uint)?, applied_to: row.get(1).map(uint)? })
     });
-    state.optional()?.ok_or(Error::UnknownProject(project))
+    if let Some(state) = state.optional()? {
+        return Ok(state);
+    }
+    // A project comes with a generation; without one its rows were tampered with.
+    require_project(connection, project)?;
+    Err(Error::CountsMissing(project))
 }
 
 /// Adds what lies behind a generation's `applied_to` to it, and moves `applied_to`.
@@ -199,7 +209,10 @@ struct Rebuilt {
 
 /// Makes the next generation, or goes on with one that was left unfinished: its `applied_to` says what it contains.
 fn begin_rebuild(connection: &Connection, project: ProjectId) -> Result<u64, Error> {
-    let live = live_state(connection, project)?;
+    let live = match live_state(connection, project) {
+        Err(Error::CountsMissing(_)) => mend(connection, project)?,
+        found => found?,
+    };
     let unfinished: Option<i64> = connection.query_row(
         "SELECT max(generation) FROM view_state WHERE view = ?1 AND project = ?2 AND generation > ?3",
         params![COUNTS, project.0, int(live.generation)],
@@ -209,11 +222,35 @@ fn begin_rebuild(connection: &Connection, project: ProjectId) -> Result<u64, Err
         return Ok(uint(generation));
     }
     let generation = live.generation + 1;
+    // Nobody has made this generation yet; rows of it could only be left over from what somebody removed by hand.
+    connection.execute(
+        "DELETE FROM rollup_counts WHERE project = ?1 AND generation >= ?2",
+        params![project.0, int(generation)],
+    )?;
     connection.execute(
         "INSERT INTO view_state (view, project, generation, applied_to) VALUES (?1, ?2, ?3, 0)",
         params![COUNTS, project.0, int(generation)],
     )?;
     Ok(generation)
+}
+
+/// Makes the highest generation there is the live one, or else an empty first one, so that a rebuild has one to replace.
+fn mend(connection: &Connection, project: ProjectId) -> Result<ViewState, Error> {
+    let highest: Option<i64> = connection.query_row(
+        "SELECT max(generation) FROM view_state WHERE view = ?1 AND project = ?2 AND generation > 0",
+        params![COUNTS, project.0],
+        |row| row.get(0),
+    )?;
+    if highest.is_none() {
+        connection
+            .execute("INSERT INTO view_state VALUES (?1, ?2, 1, 0)", params![COUNTS, project.0])
+            .and_then(|_| connection.execute("DELETE FROM rollup_counts WHERE project = ?1", [project.0]))?;
+    }
+    connection.execute(
+        "INSERT OR REPLACE INTO view_live VALUES (?1, ?2, ?3)",
+        params![COUNTS, project.0, highest.unwrap_or(1)],
+    )?;
+    live_state(connection, project)
 }
 
 /// One step of a rebuild. The step that reaches the head makes the generation the live one: in the writer's transaction

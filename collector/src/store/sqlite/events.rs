@@ -1,5 +1,6 @@
 use eventbucket_protocol::{Event, EventId, Properties, Timestamp};
-use rusqlite::{Connection, OptionalExtension, Row, ToSql};
+use rusqlite::types::FromSql;
+use rusqlite::{Connection, Row, ToSql};
 use uuid::Uuid;
 
 use super::append::{BLOCK_BITS, Head};
@@ -11,7 +12,7 @@ use crate::store::{Error, EventFilter, EventOrder, EventPage, Ledger, StoredEven
 const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The order in which [`read_event`] takes them.
-const COLUMNS: &str = "event.key, event.id, event.id_text, event.name, event.time_ms, event.skew_ms, event.received_ms, \
+pub(super) const COLUMNS: &str = "event.key, event.id, event.id_text, event.name, event.time_ms, event.skew_ms, event.received_ms, \
                        event.user, event.stream, event.correlation, event.description, event.properties";
 
 /// An event's time by our clock, kept within the years that can be written.
@@ -53,7 +54,8 @@ pub(super) fn find(
 ) -> Result<Option<StoredEvent>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM event WHERE project = ?1 AND id = ?2");
     let mut select = connection.prepare_cached(&sql)?;
-    Ok(select.query_row((project.0, id.as_bytes()), read_event).optional()?)
+    let mut rows = select.query((project.0, id.as_bytes()))?;
+    rows.next()?.map(read_event).transpose()
 }
 
 /// Reads a page of events.
@@ -149,25 +151,45 @@ fn by_time(conditions: &str, direction: &str) -> String {
     )
 }
 
-fn read_event(row: &Row<'_>) -> rusqlite::Result<StoredEvent> {
-    let time =
-        |column, ms| Timestamp::from_ms(ms).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, ms));
-    let id: [u8; 16] = row.get(1)?;
+/// Reads a row of [`COLUMNS`]. What the collector wrote can always be read; a row that somebody else changed is named by its
+/// position, and never passed on half understood.
+pub(super) fn read_event(row: &Row<'_>) -> Result<StoredEvent, Error> {
+    let key: i64 = row.get(0)?;
+    parts(row, key).map_err(|what| {
+        let (position, project) = (position(key), key >> POSITION_BITS);
+        Error::unreadable(format!("the event at position {position} of project {project}: {what}"))
+    })
+}
+
+fn parts(row: &Row<'_>, key: i64) -> Result<StoredEvent, String> {
+    let id: Vec<u8> = column(row, 1, "id")?;
+    let id = Uuid::from_slice(&id).map_err(|_| format!("its id has {} bytes, not 16", id.len()))?;
+    let properties: String = column(row, 11, "properties")?;
     Ok(StoredEvent {
-        position: position(row.get(0)?),
-        received: time(6, row.get(6)?)?,
-        skew_ms: row.get(5)?,
+        position: position(key),
+        received: time(row, 6, "received_ms")?,
+        skew_ms: column(row, 5, "skew_ms")?,
         event: Event {
-            id: EventId::from_parts(Uuid::from_bytes(id), row.get(2)?),
-            name: row.get(3)?,
-            description: row.get(10)?,
-            user: row.get(7)?,
-            time: time(4, row.get(4)?)?,
-            stream: row.get(8)?,
-            correlation: row.get(9)?,
-            properties: Properties::trusted(row.get(11)?),
+            id: EventId::from_parts(id, column(row, 2, "id_text")?),
+            name: column(row, 3, "name")?,
+            description: column(row, 10, "description")?,
+            user: column(row, 7, "user")?,
+            time: time(row, 4, "time_ms")?,
+            stream: column(row, 8, "stream")?,
+            correlation: column(row, 9, "correlation")?,
+            properties: Properties::parse(&properties)
+                .map_err(|reason| format!("its properties can't be used: {}", reason.message))?,
         },
     })
+}
+
+fn column<T: FromSql>(row: &Row<'_>, index: usize, name: &str) -> Result<T, String> {
+    row.get(index).map_err(|error| format!("its {name} can't be used: {error}"))
+}
+
+fn time(row: &Row<'_>, index: usize, name: &str) -> Result<Timestamp, String> {
+    let ms = column(row, index, name)?;
+    Timestamp::from_ms(ms).ok_or_else(|| format!("its {name} is {ms}, which is no time"))
 }
 
 #[cfg(test)]

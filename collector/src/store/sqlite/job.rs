@@ -28,7 +28,7 @@ pub(super) struct Turn<'w> {
 
 /// A job that is run within a transaction, and told afterwards what became of the transaction.
 pub(super) trait Work: Send {
-    /// Does the job, without committing.
+    /// Does the job, without committing. It is done again when its transaction was undone for another job's sake.
     fn run(&mut self, turn: &mut Turn<'_>) -> Result<(), Error>;
     /// Answers whoever asked, when it is known whether the transaction is on disk.
     fn finish(self: Box<Self>, outcome: Result<(), Error>);
@@ -36,25 +36,25 @@ pub(super) trait Work: Send {
 
 /// A job between its sender and its answer.
 pub(super) struct Pending<T, F> {
-    work: Option<F>,
+    work: F,
     result: Option<T>,
     answer: oneshot::Sender<Result<T, Error>>,
 }
 
 impl<T, F> Pending<T, F> {
     pub(super) fn new(work: F, answer: oneshot::Sender<Result<T, Error>>) -> Self {
-        Self { work: Some(work), result: None, answer }
+        Self { work, result: None, answer }
     }
 }
 
 impl<T, F> Work for Pending<T, F>
 where
     T: Send,
-    F: FnOnce(&mut Turn<'_>) -> Result<T, Error> + Send,
+    F: FnMut(&mut Turn<'_>) -> Result<T, Error> + Send,
 {
     fn run(&mut self, turn: &mut Turn<'_>) -> Result<(), Error> {
-        let work = self.work.take().expect("a job runs once");
-        self.result = Some(work(turn)?);
+        self.result = None;
+        self.result = Some((self.work)(turn)?);
         Ok(())
     }
 

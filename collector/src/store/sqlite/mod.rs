@@ -12,6 +12,9 @@ mod counts;
 /// Reads the log.
 mod events;
 
+/// The jobs that share a transaction.
+mod group;
+
 /// What is done within a transaction of the writer.
 mod job;
 
@@ -21,23 +24,33 @@ mod open;
 /// Accounts, projects and keys.
 mod projects;
 
+/// Where the files were when they were opened.
+mod place;
+
 /// A few read connections.
 mod readers;
+
+/// What an audit asks of the file itself.
+mod soundness;
 
 /// The thread that owns the write connection.
 mod writer;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use eventbucket_protocol::BatchId;
 use rusqlite::Connection;
 use uuid::Uuid;
 
 use crate::bus::message::ValidBatch;
 use crate::project::ProjectId;
 
+use super::batches::BatchPart;
 use super::{Appended, Error, EventFilter, EventOrder, EventPage, Ledger, StoredEvent};
 use job::{Job, Turn};
+use place::Opened;
 use readers::Readers;
 use writer::Writer;
 
@@ -112,8 +125,9 @@ impl Sqlite {
 
     fn start(options: SqliteOptions, connection: Option<Connection>) -> Result<Self, Error> {
         let epoch = open::epoch(&open::reader(&options)?)?;
+        let database = Opened::at(&options.file)?;
         let writer = connection.map(|connection| Writer::start(connection, options.clone())).transpose()?;
-        let readers = Readers::new(options.clone());
+        let readers = Readers::new(options.clone(), database);
         Ok(Self(Arc::new(Shared { options, writer, readers, epoch, auditing: Arc::default() })))
     }
 
@@ -121,7 +135,7 @@ impl Sqlite {
     async fn write<T: Send + 'static>(
         &self,
         kind: Job,
-        work: impl FnOnce(&mut Turn<'_>) -> Result<T, Error> + Send + 'static,
+        work: impl FnMut(&mut Turn<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         match &self.0.writer {
             Some(writer) => writer.run(kind, work).await,
@@ -146,8 +160,49 @@ impl Sqlite {
     }
 
     pub(super) async fn append(&self, batches: Vec<ValidBatch>) -> Result<Vec<Appended>, Error> {
-        let events = batches.iter().map(|batch| batch.events.len()).sum();
-        self.write(Job::Append { events }, move |turn| append::append(turn, &batches)).await
+        let all = 0..batches.len();
+        self.append_part(&batches.into(), all).await
+    }
+
+    pub(super) async fn append_each(&self, batches: Arc<[ValidBatch]>) -> Vec<Result<Appended, Error>> {
+        let count = batches.len();
+        match self.append_part(&batches, 0..count).await {
+            Ok(appended) => appended.into_iter().map(Ok).collect(),
+            Err(error) if count > 1 && error.concerns_one_batch() => {
+                let mut apart = Vec::with_capacity(count);
+                for place in 0..count {
+                    let alone = self.append_part(&batches, place..place + 1).await;
+                    apart.push(alone.map(|mut one| one.pop().expect("a batch has one answer")));
+                }
+                apart
+            }
+            Err(error) => vec![Err(error); count],
+        }
+    }
+
+    async fn append_part(
+        &self,
+        batches: &Arc<[ValidBatch]>,
+        part: Range<usize>,
+    ) -> Result<Vec<Appended>, Error> {
+        let events = batches[part.clone()].iter().map(|batch| batch.events.len()).sum();
+        let batches = Arc::clone(batches);
+        let append = move |turn: &mut Turn<'_>| append::append(turn, &batches[part.clone()]);
+        self.write(Job::Append { events }, append).await
+    }
+
+    pub(super) async fn batch(&self, project: ProjectId, batch: BatchId) -> Result<Vec<BatchPart>, Error> {
+        self.read(move |connection| append::batch(connection, project, batch)).await
+    }
+
+    pub(super) async fn received_since(&self, project: ProjectId, from_ms: i64) -> Result<u64, Error> {
+        self.read(move |connection| {
+            let mut select = connection.prepare_cached(
+                "SELECT coalesce(sum(received), 0) FROM ranges WHERE project = ?1 AND received_ms >= ?2",
+            )?;
+            Ok(select.query_row(rusqlite::params![project.0, from_ms], |row| row.get(0).map(uint))?)
+        })
+        .await
     }
 
     pub(super) async fn head(&self, project: ProjectId) -> Result<u64, Error> {
@@ -209,10 +264,32 @@ fn uint(value: i64) -> u64 {
 
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode;
+        use rusqlite::{Error as Sqlite, ErrorCode, ffi};
+        match &error {
+            Sqlite::FromSqlConversionFailure(..)
+            | Sqlite::IntegralValueOutOfRange(..)
+            | Sqlite::InvalidColumnType(..)
+            | Sqlite::Utf8Error(..) => return Self::unreadable(error.to_string()),
+            // The index of the write-ahead log is a file too, and says it in its own way when there is no room for it.
+            Sqlite::SqliteFailure(failure, _) if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE => {
+                return Self::DiskFull;
+            }
+            // A row that stands where the next position belongs is the file's fault, not the value's.
+            Sqlite::SqliteFailure(failure, _)
+                if failure.code == ErrorCode::ConstraintViolation
+                    && failure.extended_code != ffi::SQLITE_CONSTRAINT_PRIMARYKEY
+                    && failure.extended_code != ffi::SQLITE_CONSTRAINT_ROWID =>
+            {
+                return Self::Refused { what: error.to_string().into() };
+            }
+            _ => {}
+        }
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
             Some(ErrorCode::DiskFull) => Self::DiskFull,
+            Some(ErrorCode::TooBig | ErrorCode::TypeMismatch) => {
+                Self::Refused { what: error.to_string().into() }
+            }
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::corrupt(error.to_string()),
             _ => Self::Sqlite(Arc::new(error)),
         }

@@ -1,15 +1,14 @@
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use eventbucket_protocol::Timestamp;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use uuid::Uuid;
 
+use super::place::log_of;
 use super::{Access, SqliteOptions, Synchronous};
-use crate::store::Error;
+use crate::store::{Error, folder};
 
 /// "EvBu": marks the file as ours.
 const APPLICATION_ID: i64 = 0x4576_4275;
@@ -45,9 +44,12 @@ const STATEMENTS_KEPT: usize = 64;
 
 /// Opens the file for writing, makes and upgrades it if need be.
 pub(super) fn create(options: &SqliteOptions) -> Result<Connection, Error> {
-    let folder = folder_of(&options.file);
-    make_folder(folder)?;
+    let folder = folder::of(&options.file);
+    folder::make(folder)?;
     refuse_read_only(&options.file)?;
+    refuse_log_alone(&options.file)?;
+    // SQLite would make it readable for everybody. What stops this stops SQLite too, which says it better.
+    let _ = folder::owners_file().create_new(true).open(&options.file);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
     let mut connection = connect(options, flags)?;
     let found = identify(&connection, &options.file)?;
@@ -62,7 +64,7 @@ pub(super) fn create(options: &SqliteOptions) -> Result<Connection, Error> {
         migrate(&mut connection)?;
     }
     // The file's own entry in its folder has to outlive a power cut as well.
-    sync_folder(folder)?;
+    folder::sync(folder)?;
     Ok(connection)
 }
 
@@ -194,6 +196,15 @@ fn require_schema(connection: &Connection, file: &Path) -> Result<(), Error> {
     }
 }
 
+/// Makes an empty database of this schema in memory, to hold another against.
+pub(super) fn example() -> Result<Connection, Error> {
+    let connection = Connection::open_in_memory()?;
+    for migration in MIGRATIONS {
+        connection.execute_batch(migration)?;
+    }
+    Ok(connection)
+}
+
 /// Upgrades in one transaction, marks included: a kill leaves the old file or the new one.
 fn migrate(connection: &mut Connection) -> Result<(), Error> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -213,24 +224,14 @@ fn migrate(connection: &mut Connection) -> Result<(), Error> {
     Ok(())
 }
 
-fn folder_of(file: &Path) -> &Path {
-    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn make_folder(folder: &Path) -> Result<(), Error> {
-    if folder.is_dir() {
-        return Ok(());
+/// SQLite would take a write-ahead log without its database for a leftover and delete it.
+fn refuse_log_alone(file: &Path) -> Result<(), Error> {
+    let log = log_of(file);
+    let holds_something = fs::metadata(&log).is_ok_and(|found| found.len() > 0);
+    if holds_something && !file.exists() {
+        return Err(Error::LogAlone { database: file.to_owned(), log });
     }
-    fs::create_dir_all(folder).map_err(|source| folder_error(folder, source))?;
-    sync_folder(folder_of(folder))
-}
-
-fn sync_folder(folder: &Path) -> Result<(), Error> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| folder_error(folder, source))
-}
-
-fn folder_error(folder: &Path, source: io::Error) -> Error {
-    Error::Folder { path: folder.to_owned(), source: Arc::new(source) }
+    Ok(())
 }
 
 fn refuse_missing(file: &Path) -> Result<(), Error> {

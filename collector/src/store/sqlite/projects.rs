@@ -1,5 +1,3 @@
-use std::time::SystemTime;
-
 use eventbucket_protocol::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -7,10 +5,8 @@ use super::counts::COUNTS;
 use super::job::{Job, Turn};
 use super::{PROJECT_MAX, Sqlite, uint};
 use crate::project::{AccountId, Grant, KeyHash, KeyKind, NewKey, Project, ProjectId, Standing};
+use crate::store::projects::{check_name, kind_text, new_key, now};
 use crate::store::{Error, NewProject};
-
-/// The name of a project or a team, in characters: what fits on a line of a page.
-const NAME_CHARS_MAX: usize = 100;
 
 impl Sqlite {
     pub(in crate::store) async fn create_account(&self, email: &str, team: &str) -> Result<AccountId, Error> {
@@ -23,7 +19,7 @@ impl Sqlite {
                 params![email, team, now_ms],
             )?;
             if inserted == 0 {
-                return Err(Error::Taken { what: "account", name: email });
+                return Err(Error::Taken { what: "account", name: email.clone() });
             }
             let id = turn.connection.last_insert_rowid();
             u32::try_from(id).map(AccountId).map_err(|_| Error::TooManyProjects)
@@ -46,7 +42,7 @@ impl Sqlite {
             for (kind, hash) in hashes {
                 insert_key(turn.connection, id, kind, hash, false, created)?;
             }
-            Ok(Project { id, name, created: created.to_string(), events: 0 })
+            Ok(Project { id, name: name.clone(), created: created.to_string(), events: 0 })
         };
         let project = self.write(Job::Other, insert).await?;
         Ok(NewProject { project, write_key, secret_key })
@@ -60,12 +56,20 @@ impl Sqlite {
         &self,
         project: ProjectId,
         kind: KeyKind,
-        browser: bool,
+        browser: Option<bool>,
     ) -> Result<NewKey, Error> {
         let key = new_key(kind)?;
         let (hash, now) = (key.hash(), now());
         let rotate = move |turn: &mut Turn<'_>| {
             require_project(turn.connection, project)?;
+            let browser = match browser {
+                Some(browser) => browser,
+                None => turn.connection.query_row(
+                    "SELECT coalesce(max(browser), 0) FROM api_key WHERE project = ?1 AND kind = ?2 AND revoked_ms IS NULL",
+                    params![project.0, kind_text(kind)],
+                    |row| row.get(0),
+                )?,
+            };
             turn.connection.execute(
                 "UPDATE api_key SET revoked_ms = ?3 WHERE project = ?1 AND kind = ?2 AND revoked_ms IS NULL",
                 params![project.0, kind_text(kind), now.ms()],
@@ -90,37 +94,6 @@ impl Sqlite {
 
     pub(in crate::store) async fn find_key(&self, hash: KeyHash) -> Result<Standing, Error> {
         self.read(move |connection| find_key(connection, hash)).await
-    }
-}
-
-fn now() -> Timestamp {
-    Timestamp::from_system(SystemTime::now())
-}
-
-fn check_name(name: &str) -> Result<(), Error> {
-    if name.is_empty() {
-        return Err(Error::InvalidName("the name is empty; give one"));
-    }
-    if name.chars().count() > NAME_CHARS_MAX {
-        return Err(Error::InvalidName("the name is longer than 100 characters; shorten it"));
-    }
-    if name.chars().any(char::is_control) {
-        return Err(Error::InvalidName("the name contains a control character; remove it"));
-    }
-    Ok(())
-}
-
-fn new_key(kind: KeyKind) -> Result<NewKey, Error> {
-    let mut random = [0; 32];
-    getrandom::fill(&mut random)
-        .map_err(|error| Error::unavailable(format!("the system gives no random bytes: {error}")))?;
-    Ok(NewKey::from_random(kind, &random))
-}
-
-fn kind_text(kind: KeyKind) -> &'static str {
-    match kind {
-        KeyKind::Write => "write",
-        KeyKind::Secret => "secret",
     }
 }
 
@@ -163,14 +136,14 @@ fn insert_key(
     Ok(())
 }
 
-fn require_project(connection: &Connection, project: ProjectId) -> Result<(), Error> {
+pub(super) fn require_project(connection: &Connection, project: ProjectId) -> Result<(), Error> {
     let found = connection.query_row("SELECT 1 FROM project WHERE id = ?1", [project.0], |_| Ok(()));
     found.optional()?.ok_or(Error::UnknownProject(project))
 }
 
 fn projects(connection: &Connection, account: Option<AccountId>) -> Result<Vec<Project>, Error> {
     let mut select = connection.prepare_cached(
-        "SELECT id, name, created_ms, position FROM project JOIN head ON head.project = project.id
+        "SELECT id, name, created_ms, coalesce(position, 0) FROM project LEFT JOIN head ON head.project = project.id
          WHERE ?1 IS NULL OR account = ?1 ORDER BY id",
     )?;
     let rows = select.query_map([account.map(|account| account.0)], |row| {

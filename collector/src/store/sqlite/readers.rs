@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
+use super::place::Opened;
 use super::{SqliteOptions, open};
 use crate::store::Error;
 
@@ -12,14 +13,16 @@ pub(super) struct Readers(Arc<Pool>);
 
 struct Pool {
     options: SqliteOptions,
+    /// Another file in the database's place is another database.
+    database: Opened,
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
 }
 
 impl Readers {
-    pub(super) fn new(options: SqliteOptions) -> Self {
+    pub(super) fn new(options: SqliteOptions, database: Opened) -> Self {
         let permits = Arc::new(Semaphore::new(options.readers.max(1)));
-        Self(Arc::new(Pool { options, idle: Mutex::default(), permits }))
+        Self(Arc::new(Pool { options, database, idle: Mutex::default(), permits }))
     }
 
     pub(super) async fn run<T: Send + 'static>(
@@ -34,7 +37,10 @@ impl Readers {
             let _permit = permit;
             let connection = match pool.take() {
                 Some(connection) => connection,
-                None => open::reader(&pool.options)?,
+                None => {
+                    pool.database.check()?;
+                    open::reader(&pool.options)?
+                }
             };
             let outcome = read(&connection);
             // After a failure of the file a fresh connection sees a fresh state.

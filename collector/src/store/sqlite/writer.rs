@@ -9,16 +9,15 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::append::Head;
-use super::job::{Job, Pending, Turn, Work, closed};
+use super::group::{Member, Message, as_answer, gather, run_member};
+use super::job::{Job, Pending, Turn, closed};
+use super::place::Place;
 use super::{SqliteOptions, open};
 use crate::project::ProjectId;
 use crate::store::Error;
 
-/// Events in one transaction, over all appends that wait: where SQLite's speed levels off.
-const TRANSACTION_EVENTS_MAX: usize = 10_000;
-
-/// Jobs in one transaction: bounds how long the first of them waits for the last.
-const TRANSACTION_JOBS_MAX: usize = 256;
+/// How often the files are looked for while nothing is written: how late `ready` notices that they are gone.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// The pause before the writer is reopened: none after the first failure, then from 100 ms doubling to 5 s while failures
 /// follow each other, e.g. on a full disk.
@@ -30,17 +29,14 @@ pub(super) struct Writer {
     fault: Arc<Mutex<Option<Error>>>,
 }
 
-enum Message {
-    Job(Job, Box<dyn Work>),
-    Close(oneshot::Sender<Result<(), Error>>),
-}
-
 impl Writer {
     pub(super) fn start(connection: Connection, options: SqliteOptions) -> Result<Self, Error> {
         let (messages, receiver) = mpsc::channel();
         let fault = Arc::default();
         let thread = WriterThread {
             connection: Some(connection),
+            place: Place::of(&options.file)?,
+            moved: false,
             heads: HashMap::new(),
             options,
             failures: 0,
@@ -59,7 +55,7 @@ impl Writer {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         kind: Job,
-        work: impl FnOnce(&mut Turn<'_>) -> Result<T, Error> + Send + 'static,
+        work: impl FnMut(&mut Turn<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (answer, outcome) = oneshot::channel();
         let sent = self.messages.send(Message::Job(kind, Box::new(Pending::new(work, answer))));
@@ -81,16 +77,12 @@ impl Writer {
     }
 }
 
-/// A job of the group at hand, with its own failure if it had one.
-struct Member {
-    kind: Job,
-    work: Box<dyn Work>,
-    failure: Option<Error>,
-}
-
 struct WriterThread {
     /// `None` between a failure and the reopening.
     connection: Option<Connection>,
+    /// Where the files were when they were opened, and whether they were missing there the last time.
+    place: Place,
+    moved: bool,
     heads: HashMap<ProjectId, Head>,
     options: SqliteOptions,
     /// Failures since the last commit.
@@ -107,7 +99,12 @@ impl WriterThread {
             let first = match self.wait(messages) {
                 Ok(first) => first,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.reopen();
+                    if self.connection.is_none() {
+                        self.reopen();
+                    } else {
+                        // The fault that this sets is the answer to whoever asks next.
+                        let _ = self.look_for_files();
+                    }
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -118,17 +115,16 @@ impl WriterThread {
             }
             if let Some(answer) = close {
                 self.set_fault(Some(closed()));
-                let folded = self.connection.take().map_or(Ok(()), |connection| open::fold(&connection));
-                let _ = answer.send(folded);
+                let _ = answer.send(self.close());
                 return;
             }
         }
     }
 
-    /// Waits for the next message, but while the writer is closed only until it is to be reopened.
+    /// Waits for the next message, until the files are to be looked for, or the closed database to be reopened.
     fn wait(&self, messages: &Receiver<Message>) -> Result<Message, RecvTimeoutError> {
         if self.connection.is_some() {
-            return messages.recv().map_err(|_| RecvTimeoutError::Disconnected);
+            return messages.recv_timeout(LOOK_PERIOD);
         }
         messages.recv_timeout(self.reopen_at.saturating_duration_since(Instant::now()))
     }
@@ -146,9 +142,13 @@ impl WriterThread {
                 }
             }
             Err(error) => {
-                // A lock that wasn't got in time is no failure: nothing was begun.
+                if matches!(error, Error::Refused { .. }) && self.roll_back() {
+                    return self.commit_apart(group, &error);
+                }
+                // A lock that wasn't got in time is no failure: nothing was begun. Files that were moved are still open.
                 let begun = self.connection.as_ref().is_some_and(|connection| !connection.is_autocommit());
-                if self.connection.is_some() && (begun || !matches!(error, Error::Busy)) {
+                let harmless = matches!(error, Error::Busy | Error::Moved { .. });
+                if self.connection.is_some() && (begun || !harmless) {
                     self.poison(&error);
                 }
                 let answer = as_answer(error);
@@ -159,7 +159,32 @@ impl WriterThread {
         }
     }
 
+    /// Gives each job of an undone group a transaction of its own, so that only the one that was refused fails.
+    fn commit_apart(&mut self, group: Vec<Member>, error: &Error) {
+        let alone = group.len() == 1;
+        for mut member in group {
+            if alone {
+                member.work.finish(Err(error.clone()));
+            } else {
+                member.failure = None;
+                self.commit(vec![member]);
+            }
+        }
+    }
+
+    /// Undoes the transaction at hand; says whether the connection can be trusted as before.
+    fn roll_back(&mut self) -> bool {
+        // The heads were moved by jobs that are undone with it.
+        self.heads.clear();
+        self.connection.as_ref().is_some_and(|connection| {
+            connection.is_autocommit() || connection.execute_batch("ROLLBACK").is_ok()
+        })
+    }
+
     fn try_commit(&mut self, group: &mut [Member]) -> Result<(), Error> {
+        if self.moved {
+            self.look_for_files()?;
+        }
         let Some(connection) = &self.connection else { return Err(self.current_fault()) };
         connection.execute_batch("BEGIN IMMEDIATE")?;
         let mut turn = Turn { connection, heads: &mut self.heads };
@@ -168,7 +193,48 @@ impl WriterThread {
         }));
         ran.unwrap_or_else(|_| Err(Error::unavailable("a job of the writer panicked")))?;
         connection.execute_batch("COMMIT")?;
-        Ok(())
+        // What was written to files that nobody finds again must not be confirmed.
+        self.look_for_files()
+    }
+
+    /// Makes sure that the open files are where they were opened. While they aren't, nothing is written; the connection
+    /// stays open, and when they are back it goes on as if nothing had been: they are the same files.
+    fn look_for_files(&mut self) -> Result<(), Error> {
+        let found = self.place.check();
+        if self.moved == found.is_ok() {
+            self.moved = found.is_err();
+            self.set_fault(found.as_ref().err().cloned());
+            match &found {
+                Ok(()) => tracing::info!("the database is back in its place"),
+                Err(error) => self.save_log(error),
+            }
+        }
+        found
+    }
+
+    /// A deleted write-ahead log is still open: what it holds is folded into the database while that is possible.
+    fn save_log(&self, error: &Error) {
+        tracing::error!(%error, "nothing is stored until the files are back");
+        let alone = self.place.lacks_log_alone();
+        if let Some(connection) = self.connection.as_ref().filter(|_| alone) {
+            match open::fold(connection) {
+                Ok(()) => {
+                    tracing::info!("what the deleted log held is in the database; restart the collector");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the deleted log could not be folded into the database");
+                }
+            }
+        }
+    }
+
+    /// Folds the log into the file and closes it. Files that are not where they were are left as a kill would leave them:
+    /// their log may belong to another database by now.
+    fn close(&mut self) -> Result<(), Error> {
+        match self.connection.take() {
+            Some(connection) if !self.moved => open::fold(&connection),
+            _ => Ok(()),
+        }
     }
 
     /// After a failure nothing is known of what the connection and the heads hold: both are thrown away.
@@ -190,9 +256,10 @@ impl WriterThread {
     }
 
     fn reopen(&mut self) {
-        match open::again(&self.options, self.synced) {
-            Ok(connection) => {
+        match self.open_again() {
+            Ok((connection, place)) => {
                 self.connection = Some(connection);
+                (self.place, self.moved) = (place, false);
                 self.synced = true;
                 self.set_fault(None);
                 tracing::info!("the database is open again");
@@ -201,73 +268,21 @@ impl WriterThread {
         }
     }
 
+    /// Opens the same file again, never another one that was put in its place. Its log may be another: the last to close a
+    /// database removes it.
+    fn open_again(&self) -> Result<(Connection, Place), Error> {
+        self.place.database.check()?;
+        let connection = open::again(&self.options, self.synced)?;
+        self.place.database.check()?;
+        Ok((connection, Place::of(&self.options.file)?))
+    }
+
     fn set_fault(&self, fault: Option<Error>) {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }
 
     fn current_fault(&self) -> Error {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_else(closed)
-    }
-}
-
-/// Takes everything that waits, up to the bounds of one transaction or until the store is to be closed.
-fn gather(
-    first: Message,
-    messages: &Receiver<Message>,
-) -> (Vec<Member>, Option<oneshot::Sender<Result<(), Error>>>) {
-    let (mut group, mut events, mut next) = (Vec::new(), 0, Some(first));
-    while let Some(message) = next {
-        match message {
-            Message::Job(kind, work) => {
-                events += if let Job::Append { events } = kind { events } else { 0 };
-                group.push(Member { kind, work, failure: None });
-            }
-            Message::Close(answer) => return (group, Some(answer)),
-        }
-        let full = events >= TRANSACTION_EVENTS_MAX || group.len() >= TRANSACTION_JOBS_MAX;
-        next = if full { None } else { messages.try_recv().ok() };
-    }
-    (group, None)
-}
-
-/// Runs one job. An error is returned when the transaction as a whole can't be trusted any more.
-fn run_member(member: &mut Member, turn: &mut Turn<'_>) -> Result<(), Error> {
-    let savepoint = member.kind == Job::Other;
-    if savepoint {
-        turn.connection.execute_batch("SAVEPOINT job")?;
-    }
-    let outcome = member.work.run(turn);
-    match outcome {
-        Err(error) if concerns_all(&error) => return Err(error),
-        Err(error) => {
-            member.failure = Some(error);
-            if savepoint {
-                turn.connection.execute_batch("ROLLBACK TO job; RELEASE job")?;
-            }
-        }
-        Ok(()) if savepoint => turn.connection.execute_batch("RELEASE job")?,
-        Ok(()) => {}
-    }
-    Ok(())
-}
-
-/// Tells a failure of the file from a request that can't be met.
-fn concerns_all(error: &Error) -> bool {
-    !matches!(
-        error,
-        Error::UnknownProject(_)
-            | Error::Taken { .. }
-            | Error::InvalidName(_)
-            | Error::TooManyProjects
-            | Error::TooManyRows { .. }
-    )
-}
-
-/// What a client is told: causes that mend themselves or that people can mend by name, everything else in words.
-fn as_answer(error: Error) -> Error {
-    match error {
-        Error::DiskFull | Error::Busy | Error::Unavailable { .. } => error,
-        other => Error::unavailable(other.to_string()),
     }
 }
 

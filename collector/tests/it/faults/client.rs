@@ -23,6 +23,9 @@ const CONFIRM_EVERY: u64 = 10;
 /// not live to report.
 const STRIDE: u64 = 1_000_000;
 
+/// Numbers a process may hand out before it says so: nothing above what it announced can be stored.
+const ANNOUNCE_EVERY: u64 = 256;
+
 /// How long the last process may take to deliver everything.
 const FINISH: Duration = Duration::from_secs(120);
 
@@ -42,7 +45,13 @@ pub(super) fn run() {
         STOP.store(true, Ordering::Relaxed);
     });
     let mut number: u64 = first.parse().unwrap();
+    let mut announced = number;
     while !STOP.load(Ordering::Relaxed) {
+        if number == announced {
+            // Before the first of them is captured: what a kill cuts off was announced.
+            announced += ANNOUNCE_EVERY;
+            println!("\nreaching {announced}");
+        }
         let event =
             Event::new(format!("fault-{}", number % 4)).id(format!("n-{number}")).prop("number", number);
         if number.is_multiple_of(CONFIRM_EVERY) {
@@ -55,6 +64,7 @@ pub(super) fn run() {
         number += 1;
     }
     println!("\nattempted {number}");
+    println!("\nreaching {number}");
     let deadline = std::time::Instant::now() + FINISH;
     while bucket.flush_blocking(Duration::from_secs(5)).still_pending > 0
         && std::time::Instant::now() < deadline
@@ -73,12 +83,25 @@ pub(super) struct Client {
     lines: Receiver<String>,
     first: u64,
     confirmed: BTreeSet<u64>,
+    reached: BTreeMap<u64, u64>,
+}
+
+/// What is known of all processes in the end.
+pub(super) struct Finished {
+    /// The numbers that were confirmed to be on disk.
+    pub(super) confirmed: BTreeSet<u64>,
+    /// How many numbers the last process handed out.
+    pub(super) attempted: u64,
+    /// For the first number of each process the end of those that it can have captured, exclusive.
+    pub(super) reached: BTreeMap<u64, u64>,
+    /// The last process's ledger.
+    pub(super) ledger: BTreeMap<String, String>,
 }
 
 impl Client {
     pub(super) fn start(proxy: SocketAddr, key: &str, spool: &Path) -> Self {
         let (process, lines) = spawn(proxy, key, spool, 0);
-        Self { process, lines, first: 0, confirmed: BTreeSet::new() }
+        Self { process, lines, first: 0, confirmed: BTreeSet::new(), reached: BTreeMap::new() }
     }
 
     /// Starts the next process on what the killed one left behind.
@@ -103,15 +126,18 @@ impl Client {
                 self.confirmed.insert(number.parse().unwrap());
                 None
             }
+            ("reaching", number, None) => {
+                self.reached.insert(self.first, number.parse().unwrap());
+                None
+            }
             ("attempted", number, None) => Some(("attempted".to_owned(), number.to_owned())),
             ("ledger", figure, Some(value)) => Some((figure.to_owned(), value.to_owned())),
             _ => None,
         }
     }
 
-    /// Ends its input, waits until all is delivered, and returns what was confirmed over all processes, how many numbers
-    /// were handed out at least, and the last ledger.
-    pub(super) fn finish(mut self) -> (BTreeSet<u64>, u64, BTreeMap<String, String>) {
+    /// Ends its input, waits until all is delivered, and returns what is known.
+    pub(super) fn finish(mut self) -> Finished {
         drop(self.process.stdin.take());
         let mut said = BTreeMap::new();
         while let Ok(line) = self.lines.recv_timeout(FINISH + DEADLINE) {
@@ -119,7 +145,12 @@ impl Client {
         }
         assert!(self.process.wait().unwrap().success(), "the application failed");
         let attempted = said.remove("attempted").expect("it says how far it came").parse::<u64>().unwrap();
-        (std::mem::take(&mut self.confirmed), attempted - self.first, said)
+        Finished {
+            confirmed: std::mem::take(&mut self.confirmed),
+            attempted: attempted - self.first,
+            reached: std::mem::take(&mut self.reached),
+            ledger: said,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::harness::Collector;
 use crate::random::{Random, rounds};
-use client::Client;
+use client::{Client, Finished};
 use proxy::Proxy;
 
 /// Of a hundred answers the proxy loses so many while the kills go on.
@@ -51,7 +51,7 @@ async fn kills_and_lost_answers_neither_lose_nor_double_an_event() {
         }
     }
     proxy.heal();
-    let (confirmed, attempted, ledger) = client.finish();
+    let Finished { confirmed, attempted, reached, ledger } = client.finish();
     println!(
         "{collector_kills} kills of the collector, {client_kills} of the application, {} answers lost; {} events \
          captured at least, {} of them confirmed on disk",
@@ -63,5 +63,7 @@ async fn kills_and_lost_answers_neither_lose_nor_double_an_event() {
     assert!(proxy.lost() > 0, "the proxy lost nothing");
     assert_eq!(ledger.get("balances").map(String::as_str), Some("true"), "{ledger:?}");
     assert_eq!(ledger.get("pending").map(String::as_str), Some("0"), "{ledger:?}");
-    truth::check(&collector, &confirmed, attempted).await;
+    let figure = |name: &str| ledger[name].parse::<u64>().unwrap();
+    let dropped = figure("dropped") + figure("rejected");
+    truth::check(&collector, &confirmed, attempted, dropped, &reached).await;
 }

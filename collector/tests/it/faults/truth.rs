@@ -6,7 +6,14 @@ use serde_json::Value;
 
 use crate::harness::{Collector, http};
 
-pub(super) async fn check(collector: &Collector, confirmed: &BTreeSet<u64>, attempted_at_least: u64) {
+/// `dropped` is how many the last process gave up by its own account; `reached` says for the first number of each process where those that it can have captured end.
+pub(super) async fn check(
+    collector: &Collector,
+    confirmed: &BTreeSet<u64>,
+    attempted_by_last: u64,
+    dropped: u64,
+    reached: &BTreeMap<u64, u64>,
+) {
     let events = all_events(collector).await;
     let mut numbers = BTreeSet::new();
     let mut names: BTreeMap<String, u64> = BTreeMap::new();
@@ -14,11 +21,21 @@ pub(super) async fn check(collector: &Collector, confirmed: &BTreeSet<u64>, atte
         assert_eq!(event["position"], index as u64 + 1, "positions are dense");
         let number = event["properties"]["number"].as_u64().unwrap();
         assert!(numbers.insert(number), "event {number} is stored twice");
+        let process = reached.range(..=number).next_back();
+        assert!(process.is_some_and(|(_, end)| number < *end), "nobody captured event {number}: {process:?}");
+        assert_eq!(event["id"], format!("n-{number}"), "an event is stored as it was captured");
+        assert_eq!(event["name"], format!("fault-{}", number % 4));
         *names.entry(event["name"].as_str().unwrap().to_owned()).or_default() += 1;
     }
     let missing: Vec<_> = confirmed.difference(&numbers).collect();
     assert!(missing.is_empty(), "{} confirmed events are gone: {missing:?}", missing.len());
-    assert!(events.len() as u64 >= attempted_at_least, "the last process delivered everything it captured");
+    let last = reached.last_key_value().map_or(0, |(first, _)| *first);
+    let of_last = numbers.range(last..).count() as u64;
+    assert!(
+        of_last <= attempted_by_last,
+        "{of_last} stored of the {attempted_by_last} the last process captured"
+    );
+    assert!(of_last + dropped >= attempted_by_last, "the last process delivered everything it didn't drop");
     counts_agree(collector, &names).await;
     audit_holds(collector, events.len() as u64);
 }

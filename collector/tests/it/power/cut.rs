@@ -12,6 +12,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::disk::{Disk, Fault};
 use crate::random::{Random, rounds};
+use crate::store_fixture::count_all_projects;
 
 /// Appenders at once: their batches share commits.
 const APPENDERS: u64 = 3;
@@ -38,7 +39,10 @@ fn batch(project: ProjectId, numbers: impl IntoIterator<Item = u64>) -> ValidBat
         received: Timestamp::from_ms(1_700_000_100_000).unwrap(),
         skew_ms: None,
         events,
-        rejected: 0,
+        undated: Vec::new(),
+        refused: Vec::new(),
+        part: 0,
+        parts: 1,
     }
 }
 
@@ -116,6 +120,7 @@ async fn missing_after(folder: &Path, project: ProjectId, confirmed: &[u64]) -> 
             None => missing.push(*number),
         }
     }
+    count_all_projects(&store).await;
     let before = audit(&store, None, |_, _| {}).await.unwrap();
     assert!(before.holds(), "{before:?}");
     // A client that never heard sends everything again: what was there is a duplicate, the rest takes the next positions.
@@ -123,6 +128,7 @@ async fn missing_after(folder: &Path, project: ProjectId, confirmed: &[u64]) -> 
         let again = store.append(vec![batch(project, confirmed.iter().copied())]).await.unwrap();
         let stored = again[0].verdicts.iter().filter(|verdict| **verdict == Verdict::Stored).count();
         assert_eq!(stored, missing.len());
+        count_all_projects(&store).await;
         assert!(audit(&store, None, |_, _| {}).await.unwrap().holds());
     }
     store.close().await.unwrap();

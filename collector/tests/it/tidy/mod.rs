@@ -29,7 +29,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("ingest", &["bus", "cache", "store", "project"]),
     ("workers", &["bus", "store", "cache", "project"]),
     ("query", &["store", "cache", "bus", "project"]),
-    ("bus", &["project", "store"]),
+    ("bus", &["project", "store", "config"]),
     ("store", &["bus::message", "project"]),
     ("cache", &["project", "store"]),
     ("dashboard", &[]),
@@ -40,7 +40,14 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 ];
 
 /// Makers of backends: only the composition root and tests call them.
-const BACKENDS: &[&str] = &["Store::sqlite", "Bus::in_process", "Cache::memory"];
+const BACKENDS: &[&str] = &[
+    "Store::sqlite",
+    "Store::postgres",
+    "Bus::in_process",
+    "Bus::rabbitmq",
+    "Cache::memory",
+    "Cache::redis",
+];
 
 /// A source file: where it is below the workspace's root, and what is in it.
 struct Source {

@@ -1,0 +1,68 @@
+//! `scripts/servers up` starts the three servers to play with; `scripts/servers run -- COMMAND` starts them around a command.
+
+use std::io::{self, Read};
+use std::process::{Command, ExitCode};
+use std::thread;
+
+use eventbucket_servers::shared::{POSTGRES_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE};
+use eventbucket_servers::{Postgres, RabbitMq, Redis};
+
+const USAGE: &str = "usage: scripts/servers up | scripts/servers run -- COMMAND…";
+
+struct Servers {
+    postgres: Postgres,
+    redis: Redis,
+    rabbitmq: RabbitMq,
+}
+
+impl Servers {
+    /// Starts all at once: RabbitMQ takes the longest by far.
+    fn start() -> io::Result<Self> {
+        let rabbitmq = thread::spawn(RabbitMq::start);
+        let (postgres, redis) = (Postgres::start()?, Redis::start()?);
+        let rabbitmq = rabbitmq.join().map_err(|_| io::Error::other("starting RabbitMQ panicked"))??;
+        Ok(Self { postgres, redis, rabbitmq })
+    }
+
+    fn config(&self) -> String {
+        format!(
+            "[store]\nurl = {:?}\n\n[bus]\nurl = {:?}\n\n[cache]\nurl = {:?}\n",
+            self.postgres.url(),
+            self.rabbitmq.url(),
+            self.redis.url()
+        )
+    }
+}
+
+fn main() -> io::Result<ExitCode> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["up"] => up().map(|()| ExitCode::SUCCESS),
+        ["run", "--", program, ..] => run(program, &words[3..]),
+        _ => {
+            eprintln!("{USAGE}");
+            Ok(ExitCode::from(2))
+        }
+    }
+}
+
+fn up() -> io::Result<()> {
+    eprintln!("starting PostgreSQL, Redis and RabbitMQ…");
+    let servers = Servers::start()?;
+    println!("# for eventbucket.toml\n{}", servers.config());
+    eprintln!("they run until Enter or Ctrl-C");
+    // Ctrl-C ends this process, and with it the servers.
+    io::stdin().read(&mut [0]).map(drop)
+}
+
+fn run(program: &str, words: &[String]) -> io::Result<ExitCode> {
+    let servers = Servers::start()?;
+    let status = Command::new(program)
+        .args(words)
+        .env(POSTGRES_VARIABLE, servers.postgres.url())
+        .env(REDIS_VARIABLE, servers.redis.url())
+        .env(RABBITMQ_VARIABLE, servers.rabbitmq.url())
+        .status()?;
+    drop(servers);
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

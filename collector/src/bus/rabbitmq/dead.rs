@@ -1,0 +1,178 @@
+//! Messages that nobody could process: they wait in a queue of their own until a person replays or discards them.
+
+use eventbucket_protocol::Timestamp;
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection};
+use sha2::{Digest as _, Sha256};
+
+use super::options::RabbitOptions;
+use super::publisher::{self, properties, unavailable};
+use super::{link, topology::Topology};
+use crate::bus::message::ValidBatch;
+use crate::bus::{Error, wire};
+
+const REASON_HEADER: &str = "eventbucket-reason";
+/// Where RabbitMQ says why it moved a message here.
+const BROKERS_REASON_HEADER: &str = "x-first-death-reason";
+const TIME_HEADER: &str = "eventbucket-time-ms";
+
+/// A message that nobody could process.
+#[derive(Clone, Debug)]
+pub struct DeadLetter {
+    /// The beginning of its content's hash: it stays while others come and go.
+    pub id: String,
+    /// Why it is here.
+    pub reason: String,
+    /// When it came here, as far as it is known.
+    pub time: Option<Timestamp>,
+    /// The projects it is about, when it can be read.
+    pub projects: Vec<u32>,
+    /// How many events it holds, when it can be read.
+    pub events: Option<usize>,
+    /// The batches in it, when it can be read.
+    pub batches: Vec<ValidBatch>,
+    tag: u64,
+    message: Vec<u8>,
+}
+
+/// Bytes of the hash in an id: 48 bits tell the 1,000 that are seen at once apart.
+const ID_BYTES: usize = 6;
+
+impl DeadLetter {
+    /// Its bytes as they came.
+    #[must_use]
+    pub fn message(&self) -> &[u8] {
+        &self.message
+    }
+}
+
+/// Everything in the queue, held until this is dropped: then what was neither replayed nor discarded is back in its place.
+pub struct DeadLetters {
+    connection: Connection,
+    channel: Channel,
+    topology: Topology,
+    options: RabbitOptions,
+    letters: Vec<DeadLetter>,
+}
+
+/// Letters held at once: 1,000 of the largest are 1 GiB, of the usual 140 MB; the rest is seen once these are gone.
+const LETTERS_MAX: usize = 1_000;
+
+impl DeadLetters {
+    pub(super) async fn open(options: &RabbitOptions) -> Result<Self, Error> {
+        let connection =
+            link::connect(options, "dead letters").await.map_err(|reason| unavailable(&reason))?;
+        let topology = Topology::new(options);
+        let told = |error: lapin::Error| unavailable(&link::words(options, &error));
+        let channel = connection.create_channel().await.map_err(told)?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(told)?;
+        let mut letters = Vec::new();
+        while letters.len() < LETTERS_MAX {
+            let got = channel.basic_get(topology.dead(), BasicGetOptions::default()).await.map_err(told)?;
+            let Some(got) = got else { break };
+            let headers = got.delivery.properties.headers().clone().unwrap_or_default();
+            letters.push(letter(got.delivery.delivery_tag, &headers, got.delivery.data));
+        }
+        Ok(Self { connection, channel, topology, options: options.clone(), letters })
+    }
+
+    /// Lists them, the oldest first.
+    #[must_use]
+    pub fn list(&self) -> &[DeadLetter] {
+        &self.letters
+    }
+
+    /// Puts a message back into the way of the accepted, confirmed before it is taken off here. What is stored already is
+    /// a duplicate then, so a replay that is cut short may be done again.
+    ///
+    /// # Errors
+    /// When it can't be read, or the broker doesn't take it; it is still here then.
+    pub async fn replay(&self, letter: &DeadLetter) -> Result<(), Error> {
+        let told = |error: lapin::Error| unavailable(&link::words(&self.options, &error));
+        let batches = wire::read_message(&letter.message).map_err(|error| unavailable(&error.to_string()))?;
+        for batch in &batches {
+            for part in wire::encode_batch(batch) {
+                let key = Topology::routing_key(self.topology.shard(batch.project));
+                let message = wire::message([&part[..]].into_iter());
+                let confirm = publisher::publish(&self.channel, self.topology.accepted(), key, message);
+                let confirmed = publisher::wait(confirm.await.map_err(told)?, self.options.confirm_timeout);
+                confirmed.await.map_err(|unconfirmed| unconfirmed.error())?;
+            }
+        }
+        self.discard(letter).await
+    }
+
+    /// Throws a message away.
+    ///
+    /// # Errors
+    /// When the broker can't be told.
+    pub async fn discard(&self, letter: &DeadLetter) -> Result<(), Error> {
+        let acked = self.channel.basic_ack(letter.tag, BasicAckOptions::default()).await;
+        acked.map_err(|error| unavailable(&link::words(&self.options, &error)))
+    }
+
+    /// Puts back what is left, and ends.
+    pub async fn close(self) {
+        let all = BasicNackOptions { multiple: true, requeue: true };
+        if let Some(last) = self.letters.last() {
+            let _ = self.channel.basic_nack(last.tag, all).await;
+        }
+        // Closing gives back what a lost message did not.
+        let _ = self.connection.close(200, "done".into()).await;
+    }
+}
+
+fn letter(tag: u64, headers: &FieldTable, message: Vec<u8>) -> DeadLetter {
+    let read = wire::read_message(&message);
+    let header = |name: &str| match headers.inner().get(name) {
+        Some(AMQPValue::LongString(text)) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        Some(AMQPValue::ShortString(text)) => Some(text.as_str().to_owned()),
+        _ => None,
+    };
+    let reason = match (header(REASON_HEADER), header(BROKERS_REASON_HEADER).as_deref(), &read) {
+        (Some(reason), _, _) => reason,
+        (_, _, Err(error)) => error.to_string(),
+        (_, Some("delivery_limit"), Ok(_)) => "it was delivered again and again and never stored".to_owned(),
+        (_, _, Ok(_)) => "another version could not read it; this one can: replay it".to_owned(),
+    };
+    let time = match headers.inner().get(TIME_HEADER) {
+        Some(AMQPValue::LongLongInt(ms)) => Timestamp::from_ms(*ms),
+        _ => None,
+    };
+    let readable = read.is_ok();
+    let id = Sha256::digest(&message).iter().take(ID_BYTES).map(|byte| format!("{byte:02x}")).collect();
+    let batches = read.unwrap_or_default();
+    let mut projects: Vec<u32> = batches.iter().map(|batch| batch.project.0).collect();
+    projects.sort_unstable();
+    projects.dedup();
+    let events = readable.then(|| batches.iter().map(|batch| batch.events.len()).sum());
+    DeadLetter { id, reason, time, projects, events, batches, tag, message }
+}
+
+/// Puts a batch that can't be stored to the dead letters, with the reason.
+pub(super) async fn bury(
+    connection: &Connection,
+    topology: &Topology,
+    options: &RabbitOptions,
+    batch: &ValidBatch,
+    reason: &str,
+) -> Result<(), Error> {
+    let told = |error: lapin::Error| unavailable(&link::words(options, &error));
+    let channel = connection.create_channel().await.map_err(told)?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(told)?;
+    let mut headers = FieldTable::default();
+    headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
+    let now = Timestamp::from_system(std::time::SystemTime::now());
+    headers.insert(TIME_HEADER.into(), AMQPValue::LongLongInt(now.ms()));
+    for part in wire::encode_batch(batch) {
+        let message = wire::message([&part[..]].into_iter());
+        let publishing = lapin::options::BasicPublishOptions { mandatory: true, ..Default::default() };
+        let properties = properties().with_headers(headers.clone());
+        let confirm =
+            channel.basic_publish(topology.dead(), "".into(), publishing, &message, properties).await;
+        let confirmed = publisher::wait(confirm.map_err(told)?, options.confirm_timeout);
+        confirmed.await.map_err(|unconfirmed| unconfirmed.error())?;
+    }
+    Ok(())
+}

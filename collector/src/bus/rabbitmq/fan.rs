@@ -1,0 +1,114 @@
+//! Announcing stored ranges, and hearing of them. All of it may get lost: a range is a hint, and views look at the log
+//! once a second.
+
+use std::sync::Arc;
+
+use futures_util::future::ready;
+use futures_util::stream::{self, StreamExt, select_all};
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueuePurgeOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Connection};
+use tokio::sync::{Mutex, mpsc};
+
+use super::link::{self, Ended};
+use super::options::RabbitOptions;
+use super::publisher::unavailable;
+use super::topology::Topology;
+use crate::bus::message::StoredRange;
+use crate::bus::{Error, Hint, wire};
+
+/// Announcements that wait for the broker, and those that wait for a view: 1,024 of at most 256 ranges of 24 bytes.
+pub(super) const WAITING_MAX: usize = 1_024;
+
+fn broke(options: &RabbitOptions, error: &lapin::Error) -> Ended {
+    Ended::Broke(link::words(options, error))
+}
+
+/// Publishes announced ranges over one connection until it breaks.
+pub(super) async fn announce(
+    announced: Arc<Mutex<mpsc::Receiver<Vec<StoredRange>>>>,
+    connection: Arc<Connection>,
+    topology: Topology,
+    options: RabbitOptions,
+) -> Ended {
+    let mut announced = announced.lock().await;
+    let publishing = async {
+        let channel = connection.create_channel().await?;
+        while let Some(ranges) = announced.recv().await {
+            for shard in 0..topology.shards {
+                let own: Vec<StoredRange> =
+                    ranges.iter().copied().filter(|range| topology.shard(range.project) == shard).collect();
+                if own.is_empty() {
+                    continue;
+                }
+                let (key, bytes) = (Topology::routing_key(shard), wire::ranges(&own));
+                let options = BasicPublishOptions::default();
+                let properties = BasicProperties::default();
+                channel.basic_publish(topology.stored(), key, options, &bytes, properties).await?;
+            }
+        }
+        Ok(())
+    };
+    match publishing.await {
+        Ok(()) => Ended::Done,
+        Err(error) => broke(&options, &error),
+    }
+}
+
+/// Listens to announced ranges over one connection until it breaks.
+pub(super) async fn listen(
+    hints: mpsc::Sender<Hint>,
+    connection: Arc<Connection>,
+    topology: Topology,
+    options: RabbitOptions,
+) -> Ended {
+    let starting = async {
+        let channel = connection.create_channel().await?;
+        let mut consumers = Vec::with_capacity(topology.shards.into());
+        for shard in 0..topology.shards {
+            let consuming = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+            let (queue, tag) = (topology.stored_queue(shard), format!("insight-{shard}").into());
+            let consumer = channel.basic_consume(queue, tag, consuming, FieldTable::default()).await?;
+            // One that ends because its queue is gone must be noticed: everything is declared again.
+            consumers.push(consumer.map(Some).chain(stream::once(ready(None))));
+        }
+        // The channel lives as long as it is used.
+        Ok((channel, consumers))
+    };
+    let (_channel, consumers) = match link::answered(&options, starting).await {
+        Ok(started) => started,
+        Err(ended) => return ended,
+    };
+    // What was announced while nobody listened here may have gone to another process, or nowhere.
+    let _ = hints.try_send(Hint::Missed);
+    let mut messages = select_all(consumers);
+    while let Some(Some(message)) = messages.next().await {
+        match message.map(|message| wire::read_ranges(&message.data)) {
+            Ok(Ok(ranges)) => ranges.into_iter().for_each(|range| {
+                // A view that lags this far behind looks at the log within a second.
+                let _ = hints.try_send(Hint::Range(range));
+            }),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "an announcement can't be read; the log is looked at instead");
+            }
+            Err(error) => return broke(&options, &error),
+        }
+    }
+    Ended::Broke("a queue is gone; everything is declared again".to_owned())
+}
+
+/// Empties the queues of ranges.
+pub(super) async fn forget(
+    connection: &Connection,
+    topology: &Topology,
+    options: &RabbitOptions,
+) -> Result<(), Error> {
+    let told = |error: lapin::Error| unavailable(&link::words(options, &error));
+    let channel = connection.create_channel().await.map_err(told)?;
+    for shard in 0..topology.shards {
+        channel.queue_purge(topology.stored_queue(shard), QueuePurgeOptions::default()).await.map_err(told)?;
+    }
+    // Closing is courtesy: the connection ends with its handle.
+    let _ = connection.close(200, "done".into()).await;
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! A connection that is made anew whenever it breaks.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_rs::Runtime;
+use lapin::uri::AMQPUri;
+use lapin::{Connection, ConnectionProperties};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::options::RabbitOptions;
+use super::topology::Topology;
+use crate::bus::Error;
+
+/// How long making a connection and declaring everything may take: a broker under load takes seconds for 16 queues.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long opening a channel and consuming may take on a connection that stands: a queue chooses its leader within 1 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long ending a connection may take: one that broke can't be ended in order, one that hangs needn't be.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The pause before a connection is tried again: from 100 ms doubling to 2 s, so that a broker that is back is used soon.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Seconds between signs of life: a broker that hangs is found out within two of them, where its own default of 60 s would
+/// leave a consumer waiting for two minutes.
+const HEARTBEAT_SECONDS: u16 = 10;
+
+/// How a client waits for a broker that is away: until the next try and a second for what then waits.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+
+/// Whether the broker is there, for whoever asks.
+#[derive(Clone, Debug)]
+pub(super) struct Standing(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+enum State {
+    Up,
+    Down { reason: String, next_try: Instant },
+}
+
+impl Standing {
+    fn set(&self, state: State) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// Says why the broker can't be used, and when it may be again.
+    pub(super) fn serving(&self) -> Result<(), Error> {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            State::Up => Ok(()),
+            State::Down { reason, next_try } => {
+                let until = next_try.saturating_duration_since(Instant::now());
+                Err(Error::Unavailable {
+                    reason: reason.as_str().into(),
+                    retry_after: until + RETRY_AFTER_MIN,
+                })
+            }
+        }
+    }
+}
+
+/// What a broker says, in a sentence that holds no password.
+pub(super) fn words(options: &RabbitOptions, error: &lapin::Error) -> String {
+    let text = error.to_string();
+    if text.contains("PRECONDITION_FAILED") || text.contains("inequivalent") {
+        return format!(
+            "RabbitMQ at {} has queues that were declared with other settings ({text}); give every process the same [bus] \
+             settings, or another virtual host",
+            options.url
+        );
+    }
+    if text.contains("ACCESS_REFUSED") || text.contains("access-refused") {
+        return format!("RabbitMQ at {} refused the user or password ({text}); check [bus] url", options.url);
+    }
+    format!("RabbitMQ at {} is away ({text}); check that it runs and that [bus] url names it", options.url)
+}
+
+pub(super) async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Connection, String> {
+    let mut address: AMQPUri = options.url.secret().parse().map_err(|why| {
+        format!(
+            "{} can't be used as [bus] url ({why}); it looks like amqp://user:password@host:5672/%2f",
+            options.url
+        )
+    })?;
+    address.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    let name = format!("eventbucket {purpose}");
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let connecting = async {
+        let runtime = Runtime::tokio_current();
+        let connection = Connection::connect_uri_with_runtime(address, properties, runtime).await?;
+        let channel = connection.create_channel().await?;
+        Topology::new(options).declare(&channel).await?;
+        channel.close(200, "declared".into()).await?;
+        Ok(connection)
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(words(options, &error)),
+        Err(_) => {
+            let seconds = CONNECT_TIMEOUT.as_secs();
+            Err(format!("RabbitMQ at {} did not answer within {seconds} s", options.url))
+        }
+    }
+}
+
+/// Waits for what a broker that works does within milliseconds. One that has just been started may never answer, so nothing
+/// is waited for without an end.
+pub(super) async fn answered<T>(
+    options: &RabbitOptions,
+    asking: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, Ended> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(Ended::Broke(words(options, &error))),
+        Err(_) => {
+            let seconds = ANSWER_TIMEOUT.as_secs();
+            Err(Ended::Broke(format!("RabbitMQ at {} did not answer within {seconds} s", options.url)))
+        }
+    }
+}
+
+/// Ends a connection in order if that is possible soon.
+pub(super) async fn close(connection: &Connection) {
+    // A connection that broke can't be closed; one that hangs needn't be.
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await;
+}
+
+/// Why a connection isn't used any more.
+pub(super) enum Ended {
+    /// It broke, for this reason; another takes its place.
+    Broke(String),
+    /// There is nothing left to do.
+    Done,
+}
+
+/// What a kept connection is for, and how long.
+pub(super) struct Link {
+    pub(super) options: RabbitOptions,
+    pub(super) purpose: &'static str,
+    pub(super) cancel: CancellationToken,
+    /// A connection that stands already.
+    pub(super) first: Option<Connection>,
+}
+
+impl Link {
+    /// Keeps a connection until it is cancelled: whenever one stands, `serve` is called with it and returns when it broke.
+    pub(super) fn keep<F, Serving>(self, tasks: &TaskTracker, serve: F) -> Standing
+    where
+        F: FnMut(Arc<Connection>) -> Serving + Send + 'static,
+        Serving: Future<Output = Ended> + Send + 'static,
+    {
+        let state = match self.first {
+            Some(_) => State::Up,
+            None => State::Down { reason: "not connected yet".to_owned(), next_try: Instant::now() },
+        };
+        let standing = Standing(Arc::new(Mutex::new(state)));
+        tasks.spawn(self.run(standing.clone(), serve));
+        standing
+    }
+
+    async fn run<F, Serving>(self, standing: Standing, mut serve: F)
+    where
+        F: FnMut(Arc<Connection>) -> Serving + Send + 'static,
+        Serving: Future<Output = Ended> + Send + 'static,
+    {
+        let Self { options, purpose, cancel, mut first } = self;
+        let (mut pause, longest) = PAUSE;
+        loop {
+            // A try that is cut short leaves a connection that ends by itself.
+            let connected = tokio::select! {
+                connected = first_or_new(&mut first, &options, purpose) => connected,
+                () = cancel.cancelled() => return,
+            };
+            let broke = match connected {
+                Ok(connection) => {
+                    pause = PAUSE.0;
+                    standing.set(State::Up);
+                    tracing::info!(purpose, "connected to RabbitMQ");
+                    let connection = Arc::new(connection);
+                    // A serving that is dropped leaves nothing half done: what it held unacknowledged comes again.
+                    let ended = tokio::select! {
+                        ended = serve(Arc::clone(&connection)) => ended,
+                        () = cancel.cancelled() => Ended::Done,
+                    };
+                    close(&connection).await;
+                    match ended {
+                        Ended::Broke(reason) => reason,
+                        Ended::Done => return,
+                    }
+                }
+                Err(reason) => reason,
+            };
+            tracing::warn!(purpose, reason = broke, "RabbitMQ can't be used; it is tried again");
+            standing.set(State::Down { reason: broke, next_try: Instant::now() + pause });
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = cancel.cancelled() => return,
+            }
+            pause = (pause * 2).min(longest);
+        }
+    }
+}
+
+async fn first_or_new(
+    first: &mut Option<Connection>,
+    options: &RabbitOptions,
+    purpose: &str,
+) -> Result<Connection, String> {
+    match first.take() {
+        Some(first) => Ok(first),
+        None => connect(options, purpose).await,
+    }
+}

@@ -1,0 +1,213 @@
+//! The bus on RabbitMQ: what is accepted waits in the broker's quorum queues, in any number of processes' reach.
+
+/// Where the broker is, and what shapes the queues.
+mod options;
+
+/// What stands in the broker.
+mod topology;
+
+/// Connections that come back.
+mod link;
+
+/// Publishing batches.
+mod publisher;
+
+/// Taking batches.
+mod consumer;
+
+/// Ranges, announced and heard.
+mod fan;
+
+/// Messages that nobody could process.
+mod dead;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use eventbucket_protocol::Verdict;
+use futures_util::future::join_all;
+use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::message::{Published, StoredRange, ValidBatch};
+use super::{Error, Hint, wire};
+pub(super) use consumer::{Taken, Taking};
+pub use dead::{DeadLetter, DeadLetters};
+use link::{Link, Standing};
+pub use options::RabbitOptions;
+use publisher::Outbox;
+use topology::Topology;
+
+/// RabbitMQ, shared by clones; the last one ends its tasks.
+#[derive(Clone)]
+pub(super) struct RabbitMq(Arc<Shared>);
+
+struct Shared {
+    options: RabbitOptions,
+    topology: Topology,
+    outbox: Arc<Outbox>,
+    publishing: Standing,
+    announcing: OnceLock<mpsc::Sender<Vec<StoredRange>>>,
+    taken: AtomicBool,
+    /// No batch is taken in any more, here and by the writers.
+    closing: CancellationToken,
+    cancel: CancellationToken,
+    /// Those of the writers end by themselves after `closing`.
+    writers: TaskTracker,
+    others: TaskTracker,
+    _tasks: DropGuard,
+}
+
+/// How long acknowledging what is stored may take at the end. What isn't acknowledged comes again and is a duplicate.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl RabbitMq {
+    /// Connects and declares everything.
+    pub(super) async fn start(options: RabbitOptions) -> Result<Self, Error> {
+        // The first connection tells whether the configuration is right; afterwards they come back by themselves.
+        let first =
+            link::connect(&options, "publish").await.map_err(|reason| publisher::unavailable(&reason))?;
+        let (topology, cancel, others) =
+            (Topology::new(&options), CancellationToken::new(), TaskTracker::new());
+        let outbox = Arc::new(Outbox::new(topology.shards));
+        let link =
+            Link { options: options.clone(), purpose: "publish", cancel: cancel.clone(), first: Some(first) };
+        let publishing = link.keep(&others, {
+            let (outbox, topology, options) = (Arc::clone(&outbox), topology.clone(), options.clone());
+            move |connection| {
+                publisher::serve(Arc::clone(&outbox), connection, topology.clone(), options.clone())
+            }
+        });
+        Ok(Self(Arc::new(Shared {
+            options,
+            topology,
+            outbox,
+            publishing,
+            announcing: OnceLock::new(),
+            taken: AtomicBool::new(false),
+            closing: CancellationToken::new(),
+            writers: TaskTracker::new(),
+            others,
+            _tasks: cancel.clone().drop_guard(),
+            cancel,
+        })))
+    }
+
+    fn link(&self, purpose: &'static str) -> Link {
+        Link { options: self.0.options.clone(), purpose, cancel: self.0.cancel.clone(), first: None }
+    }
+
+    pub(super) fn serving(&self) -> Result<(), Error> {
+        self.0.publishing.serving()
+    }
+
+    pub(super) async fn publish(&self, batch: ValidBatch) -> Result<Published, Error> {
+        if self.0.closing.is_cancelled() {
+            return Err(Error::Closed);
+        }
+        self.serving()?;
+        let events = batch.events.len();
+        let shard = self.0.topology.shard(batch.project);
+        let answers = self.0.outbox.push(shard, wire::encode_batch(&batch))?;
+        let confirmed = tokio::time::timeout(self.0.options.confirm_timeout, join_all(answers)).await;
+        let Ok(confirmed) = confirmed else {
+            return Err(publisher::unavailable("RabbitMQ did not confirm in time"));
+        };
+        for answer in confirmed {
+            answer.unwrap_or_else(|_| Err(publisher::unavailable("the connection to RabbitMQ was lost")))?;
+        }
+        Ok(Published { verdicts: vec![Verdict::Accepted; events] })
+    }
+
+    /// Starts taking, with one receiving end a writer; the shards are dealt out among them.
+    pub(super) fn accepted(&self) -> Vec<Taking> {
+        if self.0.taken.swap(true, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        let writers = self.0.options.writers.clamp(1, self.0.topology.shards.into());
+        (0..writers).map(|writer| self.taking(writer, writers)).collect()
+    }
+
+    fn taking(&self, writer: usize, writers: usize) -> Taking {
+        let shards: Vec<u16> =
+            (0..self.0.topology.shards).filter(|shard| usize::from(*shard) % writers == writer).collect();
+        let (source, deliveries) = consumer::Source::new();
+        let source = Arc::new(Mutex::new(source));
+        let (topology, options) = (self.0.topology.clone(), self.0.options.clone());
+        let closing = self.0.closing.clone();
+        self.link("storage").keep(&self.0.writers, {
+            let closing = closing.clone();
+            move |connection| {
+                let (source, topology, options) = (Arc::clone(&source), topology.clone(), options.clone());
+                let (shards, closing) = (shards.clone(), closing.clone());
+                async move {
+                    let mut source = source.lock().await;
+                    source.serve(&connection, &topology, &shards, &options, &closing).await
+                }
+            }
+        });
+        Taking::new(deliveries, closing)
+    }
+
+    pub(super) fn announce(&self, ranges: &[StoredRange]) {
+        let new: Vec<StoredRange> =
+            ranges.iter().copied().filter(|range| range.first <= range.last).collect();
+        if new.is_empty() {
+            return;
+        }
+        // What finds no room is lost: the views look at the log.
+        let _ = self.0.announcing.get_or_init(|| self.announcer()).try_send(new);
+    }
+
+    fn announcer(&self) -> mpsc::Sender<Vec<StoredRange>> {
+        let (sender, announced) = mpsc::channel(fan::WAITING_MAX);
+        let announced = Arc::new(Mutex::new(announced));
+        let (topology, options) = (self.0.topology.clone(), self.0.options.clone());
+        self.link("announce").keep(&self.0.others, move |connection| {
+            fan::announce(Arc::clone(&announced), connection, topology.clone(), options.clone())
+        });
+        sender
+    }
+
+    pub(super) fn ranges(&self) -> mpsc::Receiver<Hint> {
+        let (hints, receiver) = mpsc::channel(fan::WAITING_MAX);
+        let (topology, options) = (self.0.topology.clone(), self.0.options.clone());
+        self.link("insight").keep(&self.0.others, move |connection| {
+            fan::listen(hints.clone(), connection, topology.clone(), options.clone())
+        });
+        receiver
+    }
+
+    pub(super) async fn forget_ranges(&self) -> Result<(), Error> {
+        let connection = link::connect(&self.0.options, "forget ranges").await;
+        let connection = connection.map_err(|reason| publisher::unavailable(&reason))?;
+        fan::forget(&connection, &self.0.topology, &self.0.options).await
+    }
+
+    pub(super) fn close(&self) {
+        self.0.closing.cancel();
+    }
+
+    /// Waits until the broker knows what was stored, after [`RabbitMq::close`] and the last answer.
+    pub(super) async fn finish(&self) {
+        self.close();
+        self.0.writers.close();
+        if tokio::time::timeout(FINISH_TIMEOUT, self.0.writers.wait()).await.is_err() {
+            tracing::warn!("the broker was not told in time what is stored; it delivers some batches again");
+        }
+    }
+
+    pub(super) async fn bury(&self, batch: &ValidBatch, reason: &str) -> Result<(), Error> {
+        let connection = link::connect(&self.0.options, "bury").await;
+        let connection = connection.map_err(|reason| publisher::unavailable(&reason))?;
+        let buried = dead::bury(&connection, &self.0.topology, &self.0.options, batch, reason).await;
+        link::close(&connection).await;
+        buried
+    }
+
+    pub(super) async fn dead_letters(&self) -> Result<DeadLetters, Error> {
+        DeadLetters::open(&self.0.options).await
+    }
+}

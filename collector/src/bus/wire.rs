@@ -1,0 +1,313 @@
+//! How batches and ranges travel between processes: a byte that names the version, then MessagePack arrays. Ids are 16 raw
+//! bytes, times milliseconds, properties the JSON text that was checked at the edge: nothing is parsed twice.
+
+use std::borrow::Cow;
+
+use eventbucket_protocol::{BatchId, Code, Event, EventId, Properties, Timestamp};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::message::{Refused, StoredRange, ValidBatch};
+use crate::project::ProjectId;
+
+/// The version that is written. A reader takes this one and the one before it, so that processes can be replaced one by one:
+/// first all readers, then the writers.
+pub(super) const VERSION: u8 = 1;
+
+/// The oldest version that is read.
+pub(super) const VERSION_MIN: u8 = 1;
+
+/// A message at most: what RabbitMQ handles without splitting it into many frames' worth of memory in every process on the
+/// way. 1 MiB is four of the largest events, or 3,800 usual ones.
+pub(super) const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// What stands before the batches: the version, and the head of an array of up to 2^32 of them.
+pub(super) const HEAD_BYTES: usize = 1 + 5;
+
+/// Why a message can't be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WireError {
+    /// It is empty.
+    #[error("the message is empty")]
+    Empty,
+    /// A newer process wrote it.
+    #[error(
+        "the message has format version {found}, and this collector reads {VERSION_MIN} to {VERSION}; start a newer one and replay the message"
+    )]
+    Version {
+        /// What it says.
+        found: u8,
+    },
+    /// It isn't what its version says.
+    #[error("the message can't be read: {0}")]
+    Malformed(String),
+}
+
+#[derive(Serialize, Deserialize)]
+struct BatchForm<'a> {
+    project: u32,
+    batch: Uuid,
+    part: u16,
+    parts: u16,
+    received_ms: i64,
+    skew_ms: Option<i64>,
+    undated: Cow<'a, [u32]>,
+    refused: Vec<(u32, Code)>,
+    #[serde(borrow)]
+    events: Vec<EventForm<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EventForm<'a> {
+    id: Uuid,
+    id_text: Option<&'a str>,
+    name: &'a str,
+    time_ms: i64,
+    user: Option<&'a str>,
+    properties: &'a str,
+    description: Option<&'a str>,
+    stream: Option<&'a str>,
+    correlation: Option<&'a str>,
+}
+
+/// Writes a batch as one or more parts, each of which fits into a message of its own.
+pub(super) fn encode_batch(batch: &ValidBatch) -> Vec<Vec<u8>> {
+    let whole = encode_part(batch, 0..batch.events.len(), 0, 1);
+    if whole.len() + HEAD_BYTES <= MESSAGE_BYTES_MAX {
+        return vec![whole];
+    }
+    let cuts = cuts(batch);
+    let parts = u16::try_from(cuts.len()).expect("16 MiB make 64 parts at most");
+    let ranges = cuts.into_iter().zip(0..);
+    ranges.map(|(events, part)| encode_part(batch, events, part, parts)).collect()
+}
+
+/// What an event takes beside its texts, at most: its id, its time, and the heads of ten values.
+const EVENT_OVERHEAD_BYTES: usize = 80;
+
+/// Where to cut a batch so that each part stays below the bound. The refused all travel with the first: 10,000 of them take
+/// 300 KiB.
+fn cuts(batch: &ValidBatch) -> Vec<std::ops::Range<usize>> {
+    const PART_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
+    let (mut cuts, mut first, mut bytes) = (Vec::new(), 0, 0);
+    for (place, event) in batch.events.iter().enumerate() {
+        let size = event.size_bytes() + EVENT_OVERHEAD_BYTES;
+        if bytes + size > PART_BYTES_MAX && place > first {
+            cuts.push(first..place);
+            (first, bytes) = (place, 0);
+        }
+        bytes += size;
+    }
+    cuts.push(first..batch.events.len());
+    cuts
+}
+
+fn encode_part(batch: &ValidBatch, places: std::ops::Range<usize>, part: u16, parts: u16) -> Vec<u8> {
+    let place = |place: usize| u32::try_from(place).expect("a batch holds at most 10,000 events");
+    let undated = batch.undated.iter().filter(|undated| places.contains(undated));
+    let refused = if part == 0 { &batch.refused[..] } else { &[] };
+    let form = BatchForm {
+        project: batch.project.0,
+        batch: batch.batch.uuid(),
+        part: batch.part + part,
+        parts: batch.parts.max(parts),
+        received_ms: batch.received.ms(),
+        skew_ms: batch.skew_ms,
+        undated: undated.map(|undated| place(undated - places.start)).collect(),
+        refused: refused.iter().map(|refused| (refused.place, refused.code)).collect(),
+        events: batch.events[places].iter().map(event_form).collect(),
+    };
+    rmp_serde::to_vec(&form).expect("numbers and texts are always MessagePack")
+}
+
+fn event_form(event: &Event) -> EventForm<'_> {
+    EventForm {
+        id: event.id.uuid(),
+        id_text: event.id.text(),
+        name: &event.name,
+        time_ms: event.time.ms(),
+        user: event.user.as_deref(),
+        properties: event.properties.as_json(),
+        description: event.description.as_deref(),
+        stream: event.stream.as_deref(),
+        correlation: event.correlation.as_deref(),
+    }
+}
+
+/// Puts encoded batches into one message.
+pub(super) fn message<'a>(batches: impl ExactSizeIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    let count = u32::try_from(batches.len()).expect("a message holds at most a million batches");
+    rmp::encode::write_array_len(&mut bytes, count).expect("a Vec takes every write");
+    batches.for_each(|batch| bytes.extend_from_slice(batch));
+    bytes
+}
+
+/// Reads the batches of a message.
+pub(super) fn read_message(bytes: &[u8]) -> Result<Vec<ValidBatch>, WireError> {
+    let forms: Vec<BatchForm<'_>> = read(bytes)?;
+    forms.into_iter().map(batch).collect()
+}
+
+fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, WireError> {
+    let (version, body) = bytes.split_first().ok_or(WireError::Empty)?;
+    if !(VERSION_MIN..=VERSION).contains(version) {
+        return Err(WireError::Version { found: *version });
+    }
+    rmp_serde::from_slice(body).map_err(|error| WireError::Malformed(error.to_string()))
+}
+
+fn batch(form: BatchForm<'_>) -> Result<ValidBatch, WireError> {
+    let refused = form.refused.into_iter().map(|(place, code)| Refused { place, code }).collect();
+    Ok(ValidBatch {
+        project: ProjectId(form.project),
+        batch: BatchId::from_uuid(form.batch),
+        received: time(form.received_ms)?,
+        skew_ms: form.skew_ms,
+        events: form.events.into_iter().map(event).collect::<Result<_, _>>()?,
+        undated: form.undated.iter().map(|place| *place as usize).collect(),
+        refused,
+        part: form.part,
+        parts: form.parts,
+    })
+}
+
+fn event(form: EventForm<'_>) -> Result<Event, WireError> {
+    Ok(Event {
+        id: EventId::from_parts(form.id, form.id_text.map(str::to_owned)),
+        name: form.name.to_owned(),
+        description: form.description.map(str::to_owned),
+        user: form.user.map(str::to_owned),
+        time: time(form.time_ms)?,
+        stream: form.stream.map(str::to_owned),
+        correlation: form.correlation.map(str::to_owned),
+        properties: Properties::trusted(form.properties.to_owned()),
+    })
+}
+
+fn time(unix_ms: i64) -> Result<Timestamp, WireError> {
+    Timestamp::from_ms(unix_ms).ok_or_else(|| WireError::Malformed(format!("{unix_ms} ms is no time")))
+}
+
+/// Writes announced ranges.
+pub(super) fn ranges(ranges: &[StoredRange]) -> Vec<u8> {
+    let forms: Vec<(u32, u64, u64)> = ranges.iter().map(|r| (r.project.0, r.first, r.last)).collect();
+    let mut bytes = vec![VERSION];
+    bytes.extend(rmp_serde::to_vec(&forms).expect("numbers are always MessagePack"));
+    bytes
+}
+
+/// Reads announced ranges.
+pub(super) fn read_ranges(bytes: &[u8]) -> Result<Vec<StoredRange>, WireError> {
+    let forms: Vec<(u32, u64, u64)> = read(bytes)?;
+    let range = |(project, first, last)| StoredRange { project: ProjectId(project), first, last };
+    Ok(forms.into_iter().map(range).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn event(number: u128, properties: &str) -> Event {
+        Event {
+            id: EventId::from_uuid(Uuid::from_u128(number)),
+            name: "order_paid".to_owned(),
+            description: None,
+            user: Some("ada".to_owned()),
+            time: Timestamp::from_ms(1_700_000_000_000).unwrap(),
+            stream: None,
+            correlation: Some("c".to_owned()),
+            properties: Properties::parse(properties).unwrap(),
+        }
+    }
+
+    fn batch(events: Vec<Event>) -> ValidBatch {
+        ValidBatch {
+            project: ProjectId(7),
+            batch: BatchId::from_uuid(Uuid::from_u128(9)),
+            received: Timestamp::from_ms(1_700_000_000_001).unwrap(),
+            skew_ms: Some(-70_000),
+            undated: (0..events.len()).filter(|place| place % 3 == 1).collect(),
+            events,
+            refused: vec![Refused { place: 4, code: Code::TooDeep }],
+            part: 0,
+            parts: 1,
+        }
+    }
+
+    fn sent(batch: &ValidBatch) -> Vec<ValidBatch> {
+        let parts = encode_batch(batch);
+        let messages = parts.iter().map(|part| message([&part[..]].into_iter()));
+        let read = |bytes: Vec<u8>| {
+            assert!(bytes.len() <= MESSAGE_BYTES_MAX, "{} bytes", bytes.len());
+            read_message(&bytes).unwrap()
+        };
+        messages.flat_map(read).collect()
+    }
+
+    #[test]
+    fn a_batch_comes_back_as_it_was() {
+        let text = Event { id: EventId::from_text("order-17"), ..event(1, "{}") };
+        let whole = batch(vec![event(1, r#"{"a":[1,2.5,"x"]}"#), text, event(3, "{}")]);
+        let back = sent(&whole);
+        assert_eq!(back.len(), 1);
+        assert_eq!(back[0].events, whole.events);
+        assert_eq!(
+            (back[0].project, back[0].batch, back[0].received),
+            (whole.project, whole.batch, whole.received)
+        );
+        assert_eq!(
+            (back[0].skew_ms, &back[0].undated, &back[0].refused),
+            (whole.skew_ms, &whole.undated, &whole.refused)
+        );
+    }
+
+    #[test]
+    fn the_largest_batch_travels_in_parts_that_fit() {
+        let large = format!(r#"{{"x":"{}"}}"#, "y".repeat(200 * 1024));
+        let whole = batch((0..80).map(|number| event(number, &large)).collect());
+        let parts = sent(&whole);
+        assert!(parts.len() > 15, "{} parts", parts.len());
+        let numbers: Vec<u16> = parts.iter().map(|part| part.part).collect();
+        assert_eq!(numbers, (0..parts[0].parts).collect::<Vec<_>>());
+        let refused: Vec<usize> = parts.iter().map(|part| part.refused.len()).collect();
+        assert_eq!((refused[0], refused.iter().sum::<usize>()), (1, 1), "they are counted once");
+        let mut place = 0;
+        for part in &parts {
+            for own in 0..part.events.len() {
+                assert_eq!(part.is_dated(own), whole.is_dated(place));
+                place += 1;
+            }
+        }
+        assert_eq!(parts.into_iter().flat_map(|part| part.events).collect::<Vec<_>>(), whole.events);
+    }
+
+    #[test]
+    fn another_version_is_told_apart_from_damage() {
+        let mut bytes = message([&encode_batch(&batch(vec![]))[0][..]].into_iter());
+        bytes[0] = VERSION + 1;
+        assert!(matches!(read_message(&bytes), Err(WireError::Version { found }) if found == VERSION + 1));
+        assert!(matches!(read_message(&[]), Err(WireError::Empty)));
+        assert!(matches!(read_message(&[VERSION, 0xc1]), Err(WireError::Malformed(_))));
+    }
+
+    #[test]
+    fn ranges_come_back() {
+        let all = [StoredRange { project: ProjectId(1), first: 5, last: 9 }];
+        assert_eq!(read_ranges(&ranges(&all)).unwrap(), all);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read_message(&bytes);
+            let _ = read_ranges(&bytes);
+            let mut known = vec![VERSION];
+            known.extend(bytes);
+            let _ = read_message(&known);
+            let _ = read_ranges(&known);
+        }
+    }
+}

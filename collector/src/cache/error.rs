@@ -1,0 +1,33 @@
+use thiserror::Error;
+
+/// Why a cache can't be used. Only starting fails with it: afterwards a cache that is away answers "not known".
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address can't be read. It isn't repeated, since it may hold a password.
+    #[error(
+        "[cache] url is not a Redis address ({reason}); write redis://[user:password@]host:port/0, or rediss:// for TLS"
+    )]
+    Address {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The server doesn't take the user or the password.
+    #[error(
+        "redis at {server} refused the user or password ({reason}); check [cache] url and the server's ACL"
+    )]
+    Refused {
+        /// Host and port.
+        server: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The server can't be reached, or can't be used now.
+    #[error("redis at {server} is away ({reason}); check that it runs and that [cache] url names it")]
+    Away {
+        /// Host and port.
+        server: String,
+        /// What was tried last, and what came of it.
+        reason: String,
+    },
+}

@@ -1,0 +1,9 @@
+-- Raises what was used to what the store knows of. KEYS: limits. ARGV: used today, used this month.
+local was = redis.call('HMGET', KEYS[1], 'day', 'day_used', 'month', 'month_used')
+local day_used = tonumber(was[1]) == day and tonumber(was[2]) or 0
+local month_used = tonumber(was[3]) == month and tonumber(was[4]) or 0
+redis.call('HSET', KEYS[1], 'day', day, 'month', month, 'recounted', day,
+  'day_used', string.format('%.0f', math.max(day_used, tonumber(ARGV[1]))),
+  'month_used', string.format('%.0f', math.max(month_used, tonumber(ARGV[2]))))
+redis.call('PEXPIRE', KEYS[1], 3456000000)
+return 1

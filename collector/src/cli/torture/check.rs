@@ -1,0 +1,219 @@
+//! What must be true in the end, as a pure judgement over what was sent and what was found.
+
+use std::collections::BTreeMap;
+
+use eventbucket::Ledger as Delivery;
+
+use crate::cache::Counters;
+use crate::store::{Ledger, ViewState};
+
+use super::clients::Sent;
+
+/// An event as it lies in the log.
+#[derive(Clone, Debug)]
+pub(super) struct Logged {
+    pub(super) position: u64,
+    pub(super) id: String,
+    pub(super) event: Sent,
+}
+
+/// Counts by name and hour, or by name alone.
+pub(super) type Hours = BTreeMap<(String, i64), u64>;
+pub(super) type Totals = BTreeMap<String, u64>;
+
+/// Everything that was found, each from a source of its own.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) log: Vec<Logged>,
+    pub(super) head: u64,
+    pub(super) ledger: Ledger,
+    pub(super) view: ViewState,
+    pub(super) hours: Hours,
+    pub(super) totals: Totals,
+    /// The live counters, and whether they follow the epoch of the log.
+    pub(super) counters: Option<Counters>,
+    pub(super) epoch_is_current: bool,
+    pub(super) dead_letters: usize,
+    pub(super) deliveries: Vec<Delivery>,
+}
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// Complaints told at most: one lost position makes every later one wrong.
+const COMPLAINTS_MAX: usize = 20;
+
+/// What doesn't hold.
+#[derive(Debug, Default)]
+pub(super) struct Complaints {
+    pub(super) texts: Vec<String>,
+    /// Whether some of it can't mend itself however long one waits: the log only grows.
+    pub(super) lasting: bool,
+}
+
+impl Complaints {
+    fn expect(&mut self, holds: bool, complaint: impl FnOnce() -> String) {
+        if !holds && self.texts.len() < COMPLAINTS_MAX {
+            self.texts.push(complaint());
+        }
+    }
+
+    fn expect_always(&mut self, holds: bool, complaint: impl FnOnce() -> String) {
+        self.lasting |= !holds;
+        self.expect(holds, complaint);
+    }
+}
+
+/// Finds everything that doesn't hold, nothing when all does.
+pub(super) fn complaints(sent: &BTreeMap<String, Sent>, found: &Found) -> Complaints {
+    let mut complaints = Complaints::default();
+    judge_log(&mut complaints, sent, found);
+    judge_counts(&mut complaints, found);
+    judge_deliveries(&mut complaints, found);
+    complaints
+}
+
+fn judge_log(complaints: &mut Complaints, sent: &BTreeMap<String, Sent>, found: &Found) {
+    let Found { log, head, ledger, .. } = found;
+    let mut stored: BTreeMap<&str, &Logged> = BTreeMap::new();
+    for (place, logged) in log.iter().enumerate() {
+        let due = place as u64 + 1;
+        complaints.expect_always(logged.position == due, || {
+            format!("position {} stands where {due} is due", logged.position)
+        });
+        let first = stored.insert(&logged.id, logged);
+        complaints.expect_always(first.is_none(), || format!("event {} is stored twice", logged.id));
+        let original = sent.get(&logged.id);
+        complaints.expect_always(original.is_some(), || format!("event {} was sent by nobody", logged.id));
+        complaints.expect_always(original.is_none_or(|original| *original == logged.event), || {
+            format!("event {} is stored as {:?} and was sent as {original:?}", logged.id, logged.event)
+        });
+    }
+    let missing: Vec<&String> = sent.keys().filter(|id| !stored.contains_key(id.as_str())).collect();
+    complaints.expect(missing.is_empty(), || {
+        format!("{} events are not stored, e.g. {}", missing.len(), missing[0])
+    });
+    complaints.expect(*head == log.len() as u64, || {
+        format!("the head is {head} and the log has {} events", log.len())
+    });
+
+    complaints.expect(ledger.balances(), || format!("the collector's ledger doesn't balance: {ledger:?}"));
+    complaints
+        .expect(ledger.stored == *head, || format!("the ledger counts {} stored of {head}", ledger.stored));
+    complaints
+        .expect(ledger.quarantined + ledger.rejected == 0, || format!("events were put aside: {ledger:?}"));
+}
+
+fn judge_counts(complaints: &mut Complaints, found: &Found) {
+    let Found { log, head, view, counters, .. } = found;
+    let (hours, totals) = recount(log);
+    complaints
+        .expect(view.applied_to == *head, || format!("the counts are at {} of {head}", view.applied_to));
+    complaints
+        .expect(found.hours == hours, || format!("by hour {:?} are counted, not {hours:?}", found.hours));
+    complaints.expect(found.totals == totals, || format!("{:?} are counted, not {totals:?}", found.totals));
+    let live = counters.as_ref().filter(|_| found.epoch_is_current);
+    complaints.expect(live.is_some_and(|live| live.applied_to == *head && live.per_name == totals), || {
+        format!("the live counters are {counters:?}, not {totals:?} through {head}")
+    });
+}
+
+fn judge_deliveries(complaints: &mut Complaints, found: &Found) {
+    let Found { head, dead_letters, .. } = found;
+    complaints.expect(*dead_letters == 0, || format!("{dead_letters} messages are in the dead-letter queue"));
+    for (delivery, client) in found.deliveries.iter().zip(1..) {
+        complaints.expect(delivery.balances(), || {
+            format!("the ledger of client {client} doesn't balance: {delivery:?}")
+        });
+        let settled = delivery.pending + delivery.delivered.accepted == 0;
+        complaints.expect(settled, || format!("client {client} still waits: {delivery:?}"));
+        let lost = delivery.dropped.total() + delivery.rejected + delivery.withheld.total();
+        complaints.expect(lost == 0, || format!("client {client} lost events: {delivery:?}"));
+    }
+    let new: u64 = found.deliveries.iter().map(|delivery| delivery.delivered.stored).sum();
+    complaints.expect(new == *head, || {
+        format!("the clients were told {new} times that an event was new, of {head}")
+    });
+}
+
+fn recount(log: &[Logged]) -> (Hours, Totals) {
+    let (mut hours, mut totals) = (Hours::new(), Totals::new());
+    for Logged { event, .. } in log {
+        let hour = event.time_ms - event.time_ms.rem_euclid(HOUR_MS);
+        *hours.entry((event.name.clone(), hour)).or_default() += 1;
+        *totals.entry(event.name.clone()).or_default() += 1;
+    }
+    (hours, totals)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn sent(events: u64) -> BTreeMap<String, Sent> {
+        let one = |number: u64| Sent { name: format!("n{}", number % 2), time_ms: 7_200_000 };
+        (0..events).map(|number| (number.to_string(), one(number))).collect()
+    }
+
+    /// What is found when everything went well.
+    fn good(sent: &BTreeMap<String, Sent>) -> Found {
+        let logged = |((id, event), position): ((&String, &Sent), u64)| Logged {
+            position,
+            id: id.clone(),
+            event: event.clone(),
+        };
+        let log: Vec<Logged> = sent.iter().zip(1..).map(logged).collect();
+        let head = log.len() as u64;
+        let (hours, totals) = recount(&log);
+        let mut delivery = Delivery::default();
+        (delivery.captured, delivery.delivered.stored) = (head, head);
+        let counters =
+            Counters { epoch: Uuid::nil(), generation: 1, applied_to: head, per_name: totals.clone() };
+        Found {
+            log,
+            head,
+            ledger: Ledger { received: head + 2, stored: head, duplicate: 2, ..Ledger::default() },
+            view: ViewState { generation: 1, applied_to: head },
+            hours,
+            totals,
+            counters: Some(counters),
+            epoch_is_current: true,
+            dead_letters: 0,
+            deliveries: vec![delivery],
+        }
+    }
+
+    #[test]
+    fn what_is_right_has_no_complaint() {
+        let sent = sent(5);
+        assert_eq!(complaints(&sent, &good(&sent)).texts, Vec::<String>::new());
+    }
+
+    #[test]
+    fn whatever_is_wrong_is_found() {
+        let sent = sent(5);
+        let wrongs: [(&str, fn(&mut Found)); 14] = [
+            ("not stored", |found| drop(found.log.pop())),
+            ("stored twice", |found| found.log.push(Logged { position: 6, ..found.log[0].clone() })),
+            ("sent by nobody", |found| "x".clone_into(&mut found.log[0].id)),
+            ("was sent as", |found| found.log[0].event.time_ms += 1),
+            ("position", |found| found.log[2].position = 9),
+            ("the head", |found| found.head += 1),
+            ("doesn't balance", |found| found.ledger.received += 1),
+            ("put aside", |found| (found.ledger.quarantined, found.ledger.received) = (1, 8)),
+            ("by hour", |found| found.hours.values_mut().for_each(|count| *count += 1)),
+            ("the counts are at", |found| found.view.applied_to = 4),
+            ("the live counters", |found| found.counters = None),
+            ("the live counters", |found| found.epoch_is_current = false),
+            ("dead-letter", |found| found.dead_letters = 1),
+            ("still waits", |found| found.deliveries[0].pending = 1),
+        ];
+        for (words, spoil) in wrongs {
+            let mut found = good(&sent);
+            spoil(&mut found);
+            let told = complaints(&sent, &found).texts;
+            assert!(told.iter().any(|complaint| complaint.contains(words)), "{words}: {told:?}");
+        }
+    }
+}

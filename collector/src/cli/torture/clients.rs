@@ -1,0 +1,192 @@
+//! The applications: buckets of the SDK that send numbered events over both edges, and remember every batch they sent.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use eventbucket::transport::{Attempt, HttpTransport, Question, Sending};
+use eventbucket::{Bucket, Compression, Event, Ledger, Transport};
+use eventbucket_protocol::Timestamp;
+use eventbucket_protocol::codec::{Format, decode};
+
+use crate::bus::message::ValidBatch;
+use crate::ingest::{Arrival, validate};
+use crate::project::ProjectId;
+
+use super::schedule::CLIENTS;
+
+/// Small and young batches, so that a fault finds many on their way.
+const BATCH_EVENTS: usize = 40;
+const BATCH_AGE: Duration = Duration::from_millis(30);
+
+/// Names of the events, and hours they lie in: the counts have more than one row.
+const NAMES: u64 = 5;
+const HOURS: u64 = 3;
+const HOUR_MS: i64 = 3_600_000;
+
+/// Of the second client's events every so many-th has the id of one of the first's: it is stored once all the same.
+const SHARED_EVERY: u64 = 10;
+
+/// How long one flush may take; while a broker is away the next one goes on.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What an event is called and where it lies in time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sent {
+    pub(super) name: String,
+    pub(super) time_ms: i64,
+}
+
+/// The applications.
+pub(super) struct Clients {
+    clients: Vec<Client>,
+    sent: BTreeMap<String, Sent>,
+    batches: Arc<Batches>,
+    began_ms: i64,
+}
+
+struct Client {
+    bucket: Bucket,
+    captured: u64,
+}
+
+/// Every batch that was sent, the first attempt of each.
+#[derive(Default)]
+pub(super) struct Batches(Mutex<Vec<Attempt>>);
+
+/// Sends as the SDK does by itself, and remembers.
+struct Remembering {
+    inner: HttpTransport,
+    batches: Arc<Batches>,
+}
+
+impl Transport for Remembering {
+    fn send<'a>(&'a self, attempt: &'a Attempt) -> Sending<'a> {
+        self.batches.remember(attempt);
+        self.inner.send(attempt)
+    }
+
+    fn ask<'a>(&'a self, question: &'a Question) -> Sending<'a> {
+        self.inner.ask(question)
+    }
+}
+
+impl Batches {
+    fn remember(&self, attempt: &Attempt) {
+        let mut batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if batches.iter().all(|known| known.batch_id != attempt.batch_id) {
+            batches.push(attempt.clone());
+        }
+    }
+
+    /// One of the batches so far, if there is any.
+    pub(super) fn pick(&self, which: u64) -> Option<Attempt> {
+        let batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = which.checked_rem(batches.len() as u64)?;
+        batches.get(usize::try_from(place).ok()?).cloned()
+    }
+}
+
+/// What an edge makes of a batch, as it arrives now.
+pub(super) fn as_accepted(attempt: &Attempt, project: ProjectId) -> Option<ValidBatch> {
+    let raw = decode(&attempt.body, Format::from_content_type(attempt.content_type)?).ok()?;
+    let received = Timestamp::from_system(SystemTime::now());
+    Some(validate(project, raw, Arrival { received, sent_at: None }).batch)
+}
+
+impl Clients {
+    /// Begins to send to the edges, with a write key.
+    pub(super) fn start(edges: &[String], key: &str) -> Result<Self, String> {
+        let batches = Arc::<Batches>::default();
+        let start = |client| Client::start(client, edges, key, &batches);
+        let clients = (0..CLIENTS).map(start).collect::<Result<_, _>>()?;
+        let began_ms = Timestamp::from_system(SystemTime::now()).ms();
+        Ok(Self { clients, sent: BTreeMap::new(), batches, began_ms })
+    }
+
+    /// Lets each client capture so many events.
+    pub(super) fn capture(&mut self, events: [u64; CLIENTS]) {
+        for (place, events) in events.into_iter().enumerate() {
+            for _ in 0..events {
+                self.capture_one(place);
+            }
+        }
+    }
+
+    /// One more event: behind everything that the same edge took before, in the queue of the same shard.
+    pub(super) fn capture_last(&mut self) {
+        self.capture([1; CLIENTS]);
+    }
+
+    fn capture_one(&mut self, place: usize) {
+        let first_has = self.clients[0].captured;
+        let client = &mut self.clients[place];
+        let number = client.captured;
+        client.captured += 1;
+        let shared = place > 0 && number % SHARED_EVERY == 0 && number < first_has;
+        let id = format!("{}-{number}", if shared { 0 } else { place });
+        let hours = i64::try_from(number % HOURS).unwrap_or(0);
+        let sent =
+            Sent { name: format!("torture-{}", number % NAMES), time_ms: self.began_ms - hours * HOUR_MS };
+        let event = Event::new(sent.name.clone()).id(id.clone()).time_ms(sent.time_ms);
+        client.bucket.capture(event.user(format!("user-{}", number % 7)).prop("number", number));
+        self.sent.insert(id, sent);
+    }
+
+    /// Everything that was captured, by its id.
+    pub(super) fn sent(&self) -> &BTreeMap<String, Sent> {
+        &self.sent
+    }
+
+    /// The batches that were sent.
+    pub(super) fn batches(&self) -> Arc<Batches> {
+        Arc::clone(&self.batches)
+    }
+
+    /// Tries to deliver everything, and to learn what became of it; tells where every event is.
+    pub(super) async fn flush(&self) -> Vec<Ledger> {
+        let flushes = self.clients.iter().map(|client| async {
+            // What is left after the timeout is in the ledger.
+            let _ = tokio::time::timeout(FLUSH_TIMEOUT, client.bucket.flush()).await;
+            client.bucket.stats()
+        });
+        futures_util::future::join_all(flushes).await
+    }
+}
+
+impl Client {
+    fn start(place: usize, edges: &[String], key: &str, batches: &Arc<Batches>) -> Result<Self, String> {
+        let inner = HttpTransport::builder().build().map_err(|error| error.to_string())?;
+        let (first, others) = edges.split_first().ok_or("there is no edge")?;
+        let mut builder = Bucket::builder(first, key)
+            .transport(Arc::new(Remembering { inner, batches: Arc::clone(batches) }))
+            // The bodies are read again, for a second delivery.
+            .compression(Compression::None)
+            .batch_events_max(BATCH_EVENTS)
+            .batch_age_max(BATCH_AGE)
+            .context([("client", place)])
+            .final_verdicts(true);
+        for edge in others {
+            builder = builder.endpoint(edge);
+        }
+        let bucket = builder.build().map_err(|error| error.to_string())?;
+        Ok(Self { bucket, captured: 0 })
+    }
+}
+
+/// Sends batches again, apart from the clients.
+pub(super) struct Resender(HttpTransport);
+
+impl Resender {
+    pub(super) fn new() -> Result<Self, String> {
+        HttpTransport::builder().build().map(Self).map_err(|error| error.to_string())
+    }
+
+    /// Sends a batch again, so many times; whether anybody answers doesn't matter.
+    pub(super) async fn resend(&self, mut attempt: Attempt, edge: &str, times: u64) {
+        edge.clone_into(&mut attempt.endpoint);
+        for _ in 0..times {
+            let _ = self.0.send(&attempt).await;
+        }
+    }
+}

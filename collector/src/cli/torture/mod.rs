@@ -1,0 +1,302 @@
+//! Breaking a collector on purpose: kills, pauses, cut connections and repeated batches by seed, while clients send; in the
+//! end every event must be stored once and counted once.
+
+/// What happens when, as a function of a seed.
+mod schedule;
+
+/// Connections that can be cut.
+mod proxy;
+
+/// A process that is kept running.
+mod process;
+
+/// Everything that is tortured.
+mod world;
+
+/// Who sends meanwhile.
+mod clients;
+
+/// Carrying out faults.
+mod faults;
+
+/// Reading what there is in the end.
+mod truth;
+
+/// What must be true in the end.
+mod check;
+
+/// What a run prints.
+mod report;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::app::{self, FIRST_ACCOUNT};
+use crate::config::{Config, Flags};
+use crate::query;
+use crate::shutdown::Signals;
+use crate::store::NewProject;
+
+use super::failure::{FAILED, Failure, note};
+use super::output::Output;
+use check::Complaints;
+use clients::{Clients, Resender};
+use faults::{Faults, Means};
+use report::{Figures, Outcome};
+use schedule::{Schedule, Server};
+use truth::Servers;
+use world::{Addresses, Control, World};
+
+/// How long after the last fault everything must hold.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How often it is looked at meanwhile.
+const LOOK_PERIOD: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Starts six processes of this program (two edges, two storage and two insight workers) behind proxies, lets two\n\
+    applications send, and breaks things meanwhile: kill -9 and pauses of processes, cut and stalled connections, batches\n\
+    sent and delivered again, announcements lost, Redis wiped; with the commands below, kill -9 of the servers too.\n\
+    Each schedule of faults follows from its seed and has a project of its own, which stays. Within 90 s of its last fault\n\
+    every event must be stored exactly once, positions dense, rollups and live counters equal to a recount, every ledger\n\
+    balanced and the dead-letter queue empty.\n\n\
+    The servers may hold other data, but give it none that a collector at work uses: what waits in Redis and in the\n\
+    broker's announcements is thrown away. The proxies can't stand before amqps://, rediss:// or sslmode=verify-full.\n\n\
+    Exit code: 0 when everything held, 1 when something didn't, 2 when it couldn't be tried.\n\n\
+    Examples:\n  \
+    eventbucket torture --store-url postgres://localhost/test --bus-url amqp://localhost --cache-url redis://localhost\n  \
+    eventbucket torture --schedules 500 --json           addresses in EVENTBUCKET_STORE_URL and so on\n  \
+    eventbucket torture --only 17                        once more what failed\n  \
+    eventbucket torture --kill-redis 'docker kill redis' --start-redis 'docker start redis'"
+)]
+pub(super) struct TortureArgs {
+    /// PostgreSQL database
+    #[arg(long, value_name = "URL", env = "EVENTBUCKET_STORE_URL", hide_env_values = true)]
+    store_url: String,
+    /// RabbitMQ
+    #[arg(long, value_name = "URL", env = "EVENTBUCKET_BUS_URL", hide_env_values = true)]
+    bus_url: String,
+    /// Redis
+    #[arg(long, value_name = "URL", env = "EVENTBUCKET_CACHE_URL", hide_env_values = true)]
+    cache_url: String,
+    /// How many schedules to run; the first that fails ends the run
+    #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "only")]
+    schedules: u64,
+    /// Seed of the first schedule; the others follow it [default: the time]
+    #[arg(long, value_name = "SEED", conflicts_with = "only")]
+    seed: Option<u64>,
+    /// Run the schedule of this seed alone
+    #[arg(long, value_name = "SEED")]
+    only: Option<u64>,
+    #[command(flatten)]
+    control: ControlArgs,
+    /// Print a JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// How the servers are killed and started; the command that starts one returns when it answers.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kills of servers, as commands of a shell")]
+struct ControlArgs {
+    /// Kills PostgreSQL
+    #[arg(long, value_name = "CMD", requires = "start_postgres")]
+    kill_postgres: Option<String>,
+    /// Starts it again and returns when it answers
+    #[arg(long, value_name = "CMD", requires = "kill_postgres")]
+    start_postgres: Option<String>,
+    /// Kills RabbitMQ
+    #[arg(long, value_name = "CMD", requires = "start_rabbitmq")]
+    kill_rabbitmq: Option<String>,
+    /// Starts it again and returns when it answers
+    #[arg(long, value_name = "CMD", requires = "kill_rabbitmq")]
+    start_rabbitmq: Option<String>,
+    /// Kills Redis
+    #[arg(long, value_name = "CMD", requires = "start_redis")]
+    kill_redis: Option<String>,
+    /// Starts it again and returns when it answers
+    #[arg(long, value_name = "CMD", requires = "kill_redis")]
+    start_redis: Option<String>,
+}
+
+impl ControlArgs {
+    fn controls(&self) -> BTreeMap<Server, Control> {
+        [
+            (Server::Postgres, &self.kill_postgres, &self.start_postgres),
+            (Server::RabbitMq, &self.kill_rabbitmq, &self.start_rabbitmq),
+            (Server::Redis, &self.kill_redis, &self.start_redis),
+        ]
+        .into_iter()
+        .filter_map(|(server, kill, start)| {
+            let control = Control { kill: kill.clone()?, start: start.clone()? };
+            Some((server, control))
+        })
+        .collect()
+    }
+}
+
+/// Nothing could be tried, so nothing is shown; the same as for a wrong use.
+const COULD_NOT_TRY: u8 = super::failure::USAGE;
+
+pub(super) async fn run(args: TortureArgs) -> Result<ExitCode, Failure> {
+    let output = Output::new(args.json);
+    let mut signals =
+        Signals::listen().map_err(|error| Failure::because("listen to signals", error.to_string()))?;
+    // A run that is dropped takes its processes with it.
+    let figures = tokio::select! {
+        figures = all(&args, output) => figures?,
+        signal = signals.next() => {
+            return Err(Failure::because("finish the run", format!("{signal} received; its processes are ended")));
+        }
+    };
+    figures.print(output)?;
+    Ok(if figures.hold() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+async fn all(args: &TortureArgs, output: Output) -> Result<Figures, Failure> {
+    let mut torture = Torture::prepare(args).await.map_err(|failure| failure.code(COULD_NOT_TRY))?;
+    let began = Instant::now();
+    let first = args.only.or(args.seed).unwrap_or_else(seed_of_now);
+    let schedules = if args.only.is_some() { 1 } else { args.schedules };
+    let mut figures = Figures::default();
+    for seed in (0..schedules).map(|number| first.wrapping_add(number)) {
+        let schedule = Schedule::draw(seed, &torture.world.killable());
+        let outcome = torture.try_one(&schedule).await;
+        figures.add(&schedule, &outcome);
+        report::print(output, &outcome)?;
+        if !outcome.holds {
+            figures.failed(seed, replay(args, seed));
+            note(&format!("the processes' logs stay in {}", torture.world.keep_logs().display()));
+            break;
+        }
+    }
+    let audit_holds = if figures.hold() { Some(torture.audit().await?) } else { None };
+    figures.ended(began.elapsed(), audit_holds);
+    Ok(figures)
+}
+
+fn seed_of_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The command that runs a schedule again. Addresses may hold passwords: they are left to the variables.
+fn replay(args: &TortureArgs, seed: u64) -> String {
+    let mut command = format!("eventbucket torture --only {seed}");
+    for (server, Control { kill, start }) in args.control.controls() {
+        let quoted = |text: &str| text.replace('\'', r"'\''");
+        command.push_str(&format!(
+            " --kill-{server} '{}' --start-{server} '{}'",
+            quoted(&kill),
+            quoted(&start)
+        ));
+    }
+    format!("{command} (with the same addresses)")
+}
+
+/// A run: what is tortured, and the straight way to the servers.
+struct Torture {
+    world: World,
+    means: Means,
+    servers: Servers,
+}
+
+impl Torture {
+    async fn prepare(args: &TortureArgs) -> Result<Self, Failure> {
+        let addresses = Addresses {
+            store: args.store_url.clone(),
+            bus: args.bus_url.clone(),
+            cache: args.cache_url.clone(),
+        };
+        let variables = [
+            ("EVENTBUCKET_STORE_URL", &args.store_url),
+            ("EVENTBUCKET_BUS_URL", &args.bus_url),
+            ("EVENTBUCKET_CACHE_URL", &args.cache_url),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.clone()));
+        let config = Config::load(&Flags::default(), variables)
+            .map_err(|error| Failure::new("read the addresses", error))?;
+        let (store, bus, cache) =
+            app::servers(&config).await.map_err(|error| Failure::new("use the servers", error))?;
+        let program = std::env::current_exe().map_err(|error| Failure::new("find this program", error))?;
+        let world = World::start(&program, &addresses, args.control.controls()).await;
+        let world = world.map_err(|error| Failure::new("start the processes", error))?;
+        let resender = Resender::new().map_err(|error| Failure::because("make a client", error))?;
+        let means = Means { bus: bus.clone(), cache: cache.clone(), resender: Arc::new(resender) };
+        Ok(Self { world, means, servers: Servers { store, bus, cache } })
+    }
+
+    /// Runs one schedule and judges what it left.
+    async fn try_one(&mut self, schedule: &Schedule) -> Outcome {
+        let faults =
+            schedule.steps.iter().map(|step| format!("+{} ms {}", step.pause_ms, step.fault)).collect();
+        let mut outcome = Outcome {
+            seed: schedule.seed,
+            holds: false,
+            faults,
+            events: 0,
+            received: 0,
+            recovery_ms: 0,
+            complaints: Vec::new(),
+        };
+        outcome.complaints = match self.strike_and_judge(schedule, &mut outcome).await {
+            Ok(complaints) => complaints,
+            Err(reason) => vec![reason],
+        };
+        outcome.complaints.extend(self.world.take_ends());
+        outcome.holds = outcome.complaints.is_empty();
+        outcome
+    }
+
+    async fn strike_and_judge(
+        &mut self,
+        schedule: &Schedule,
+        outcome: &mut Outcome,
+    ) -> Result<Vec<String>, String> {
+        let NewProject { project, write_key, .. } = self.new_project(schedule.seed).await?;
+        let mut clients = Clients::start(&self.world.edges(), &write_key.text)?;
+        let mut faults = Faults::new(&self.world, &self.means, project.id, clients.batches());
+        for step in &schedule.steps {
+            clients.capture(step.events);
+            tokio::time::sleep(Duration::from_millis(step.pause_ms)).await;
+            faults.strike(step.fault);
+        }
+        let last_fault = faults.over().await?;
+        self.world.settled().await?;
+        clients.capture_last();
+        outcome.events = clients.sent().len();
+        let complaints = loop {
+            let found = self.servers.read(project.id, &clients).await;
+            outcome.received = found.as_ref().map_or(0, |found| found.ledger.received);
+            let complaints = match found {
+                Ok(found) => check::complaints(clients.sent(), &found),
+                Err(reason) => Complaints { texts: vec![reason], lasting: false },
+            };
+            let late = last_fault.elapsed() > PATIENCE;
+            if complaints.texts.is_empty() || complaints.lasting || late {
+                break complaints.texts;
+            }
+            tokio::time::sleep(LOOK_PERIOD).await;
+        };
+        outcome.recovery_ms = u64::try_from(last_fault.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(complaints)
+    }
+
+    async fn new_project(&self, seed: u64) -> Result<NewProject, String> {
+        let name = format!("torture {seed} {}", Uuid::now_v7());
+        let made = self.servers.store.create_project(FIRST_ACCOUNT, &name).await;
+        made.map_err(|error| format!("no project can be made: {error}"))
+    }
+
+    /// The audit of everything in the store, other projects included.
+    async fn audit(&self) -> Result<bool, Failure> {
+        let audit = query::audit(&self.servers.store, Some(&self.servers.cache), |_, _| {}).await;
+        audit.map(|audit| audit.holds()).map_err(|error| Failure::new("audit the store", error))
+    }
+}

@@ -1,0 +1,74 @@
+//! Reading what there is in the end: from the servers themselves, past every process and proxy.
+
+use crate::bus::Bus;
+use crate::cache::Cache;
+use crate::project::ProjectId;
+use crate::store::{CountRow, CountsBy, CountsQuery, Error, EventFilter, EventOrder, Store, StoredEvent};
+
+use super::check::{Found, Logged};
+use super::clients::{Clients, Sent};
+
+/// Events read at once.
+const PAGE_EVENTS: usize = 1_000;
+
+/// The servers, without anything between.
+pub(super) struct Servers {
+    pub(super) store: Store,
+    pub(super) bus: Bus,
+    pub(super) cache: Cache,
+}
+
+impl Servers {
+    /// Reads everything about a project once the clients have nothing left to do.
+    pub(super) async fn read(&self, project: ProjectId, clients: &Clients) -> Result<Found, String> {
+        let deliveries = clients.flush().await;
+        let said = |error: Error| format!("the store can't be read: {error}");
+        let log = self.log(project).await.map_err(said)?;
+        let hours = self.counts(project, CountsBy::Hour).await.map_err(said)?;
+        let totals = self.counts(project, CountsBy::Total).await.map_err(said)?;
+        let counters = self.cache.counters(project).await;
+        Ok(Found {
+            log,
+            head: self.store.head(project).await.map_err(said)?,
+            ledger: self.store.ledger(Some(project)).await.map_err(said)?,
+            view: self.store.view_state(project).await.map_err(said)?,
+            hours: hours
+                .into_iter()
+                .map(|row| ((row.name, row.hour.map_or(0, |hour| hour.ms())), row.count))
+                .collect(),
+            totals: totals.into_iter().map(|row| (row.name, row.count)).collect(),
+            epoch_is_current: counters.as_ref().is_some_and(|live| live.epoch == self.store.epoch()),
+            counters,
+            dead_letters: self.dead_letters().await?,
+            deliveries,
+        })
+    }
+
+    async fn log(&self, project: ProjectId) -> Result<Vec<Logged>, Error> {
+        let (mut log, mut after) = (Vec::new(), Some(0));
+        while let Some(position) = after {
+            let order = EventOrder::ByPosition { after: position };
+            let page = self.store.events(project, &EventFilter::default(), order, PAGE_EVENTS).await?;
+            log.extend(page.events.into_iter().map(logged));
+            after = page.next;
+        }
+        Ok(log)
+    }
+
+    async fn counts(&self, project: ProjectId, by: CountsBy) -> Result<Vec<CountRow>, Error> {
+        self.store.counts(project, CountsQuery { by, ..CountsQuery::default() }).await
+    }
+
+    async fn dead_letters(&self) -> Result<usize, String> {
+        let said = |error: crate::bus::Error| format!("the dead letters can't be read: {error}");
+        let Some(letters) = self.bus.dead_letters().await.map_err(said)? else { return Ok(0) };
+        let count = letters.list().len();
+        letters.close().await;
+        Ok(count)
+    }
+}
+
+fn logged(stored: StoredEvent) -> Logged {
+    let event = Sent { name: stored.event.name, time_ms: stored.event.time.ms() };
+    Logged { position: stored.position, id: stored.event.id.to_string(), event }
+}

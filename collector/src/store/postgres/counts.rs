@@ -1,0 +1,209 @@
+use std::collections::BTreeMap;
+
+use eventbucket_protocol::Timestamp;
+
+use super::pool::Lease;
+use super::segments::spans;
+use super::{Postgres, int, project_id, project_number, uint};
+use crate::project::ProjectId;
+use crate::store::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, Error, ViewProgress, ViewState};
+
+/// The view's name in `view_state` and `view_live`.
+pub(super) const COUNTS: &str = "counts";
+
+/// Positions applied in one transaction: 50,000 rows are read and counted in about 50 ms.
+pub(super) const STEP_POSITIONS: u64 = 50_000;
+
+/// Rows in one answer: 100,000 of 100 B are 10 MB.
+const COUNT_ROWS_MAX: usize = 100_000;
+
+/// The beginning of the hour of an event's corrected time, also before 1970.
+pub(super) const HOUR: &str =
+    "corrected_ms(time_ms, skew_ms) - ((corrected_ms(time_ms, skew_ms) % 3600000) + 3600000) % 3600000";
+
+impl Postgres {
+    pub(in crate::store) async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
+        let seen = self.0.epoch.before_reading_all();
+        let mut lease = self.0.log.lease().await?;
+        let select = lease
+            .prepared(
+                "SELECT project, generation, applied_to, position
+                 FROM view_live JOIN view_state USING (view, project, generation) JOIN head USING (project)
+                 WHERE view = $1 ORDER BY project",
+            )
+            .await?;
+        let mut progress = Vec::new();
+        for row in lease.query(&select, &[&COUNTS]).await? {
+            let state = ViewState { generation: uint(row.try_get(1)?), applied_to: uint(row.try_get(2)?) };
+            progress.push(ViewProgress {
+                project: project_id(row.try_get(0)?),
+                state,
+                head: uint(row.try_get(3)?),
+            });
+        }
+        if progress.iter().any(|of| seen.is_ahead_of(of.project, of.head)) {
+            self.0.epoch.renew(&lease).await?;
+        }
+        progress.iter().for_each(|of| self.0.epoch.saw(of.project, of.head));
+        Ok(progress)
+    }
+
+    pub(in crate::store) async fn view_state(&self, project: ProjectId) -> Result<ViewState, Error> {
+        self.ensure(&[project]).await?;
+        live_state(&mut self.0.log.lease().await?, project).await
+    }
+
+    pub(in crate::store) async fn apply_counts(
+        &self,
+        project: ProjectId,
+        through: u64,
+    ) -> Result<Applied, Error> {
+        self.ensure(&[project]).await?;
+        let mut lease = self.0.log.lease().await?;
+        lease.begin().await?;
+        let state = lock_live(&mut lease, project).await?;
+        let applied = step(&mut lease, project, state, through).await?;
+        lease.commit().await?;
+        Ok(applied)
+    }
+
+    pub(in crate::store) async fn counts(
+        &self,
+        project: ProjectId,
+        query: &CountsQuery,
+    ) -> Result<Vec<CountRow>, Error> {
+        let (hour, group) = match query.by {
+            CountsBy::Total => ("NULL::int8", "name"),
+            CountsBy::Hour => ("hour_ms", "name, hour_ms"),
+        };
+        let only = if query.name.is_some() { "name = $5" } else { "$5::text IS NULL" };
+        let sql = format!(
+            "SELECT name, {hour}, sum(count)::int8 FROM rollup_counts
+             WHERE project = $1
+               AND generation = (SELECT generation FROM view_live WHERE view = $2 AND project = $1)
+               AND hour_ms >= $3 AND hour_ms < $4 AND {only}
+             GROUP BY {group} ORDER BY {group} LIMIT {}",
+            COUNT_ROWS_MAX + 1
+        );
+        let from = query.from_hour.map_or(i64::MIN, Timestamp::ms);
+        let to = query.to_hour.map_or(i64::MAX, Timestamp::ms);
+        let mut lease = self.0.log.lease().await?;
+        let select = lease.prepared(&sql).await?;
+        let number = project_number(project);
+        let rows = lease.query(&select, &[&number, &COUNTS, &from, &to, &query.name]).await?;
+        if rows.len() > COUNT_ROWS_MAX {
+            return Err(Error::TooManyRows { limit: COUNT_ROWS_MAX });
+        }
+        let read = |row: tokio_postgres::Row| {
+            let hour = row.try_get::<_, Option<i64>>(1)?.and_then(Timestamp::from_ms);
+            Ok(CountRow { name: row.try_get(0)?, hour, count: uint(row.try_get(2)?) })
+        };
+        rows.into_iter().map(read).collect()
+    }
+
+    pub(in crate::store) async fn count_totals(
+        &self,
+        project: ProjectId,
+        names_max: usize,
+    ) -> Result<CountTotals, Error> {
+        self.ensure(&[project]).await?;
+        let mut lease = self.0.log.lease().await?;
+        // The state and the counts have to come from one snapshot.
+        lease.begin_as("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let state = live_state(&mut lease, project).await?;
+        let select = lease
+            .prepared(
+                "SELECT name, sum(count)::int8 FROM rollup_counts WHERE project = $1 AND generation = $2
+                 GROUP BY name LIMIT $3",
+            )
+            .await?;
+        let limit = i64::try_from(names_max).unwrap_or(i64::MAX).saturating_add(1);
+        let number = project_number(project);
+        let rows = lease.query(&select, &[&number, &int(state.generation), &limit]).await?;
+        lease.commit().await?;
+        if rows.len() > names_max {
+            return Ok(CountTotals { state, per_name: BTreeMap::new(), complete: false });
+        }
+        let read = |row: tokio_postgres::Row| Ok((row.try_get(0)?, uint(row.try_get(1)?)));
+        let per_name = rows.into_iter().map(read).collect::<Result<_, Error>>()?;
+        Ok(CountTotals { state, per_name, complete: true })
+    }
+}
+
+pub(super) async fn live_state(lease: &mut Lease, project: ProjectId) -> Result<ViewState, Error> {
+    let select = lease
+        .prepared(
+            "SELECT generation, applied_to FROM view_live JOIN view_state USING (view, project, generation)
+             WHERE view = $1 AND project = $2",
+        )
+        .await?;
+    let row = lease.query_opt(&select, &[&COUNTS, &project_number(project)]).await?;
+    let row = row.ok_or(Error::CountsMissing(project))?;
+    Ok(ViewState { generation: uint(row.try_get(0)?), applied_to: uint(row.try_get(1)?) })
+}
+
+/// Locks which generation is live, and reads how far it has come. Whoever changes a project's counts begins with this, so
+/// one at a time does.
+pub(super) async fn lock_live(lease: &mut Lease, project: ProjectId) -> Result<ViewState, Error> {
+    let lock = lease
+        .prepared("SELECT generation FROM view_live WHERE view = $1 AND project = $2 FOR UPDATE")
+        .await?;
+    lease.query_opt(&lock, &[&COUNTS, &project_number(project)]).await?;
+    live_state(lease, project).await
+}
+
+pub(super) async fn position(lease: &mut Lease, project: ProjectId) -> Result<u64, Error> {
+    let select = lease.prepared("SELECT position FROM head WHERE project = $1").await?;
+    let row = lease.query_opt(&select, &[&project_number(project)]).await?;
+    row.map_or(Ok(0), |row| Ok(uint(row.try_get(0)?)))
+}
+
+/// Adds what lies behind a generation's `applied_to` to it, and moves `applied_to`: up to `through`, the head, the end of
+/// the segment, or 50,000 positions. Whatever else a view keeps of the same events belongs into this transaction too.
+pub(super) async fn step(
+    lease: &mut Lease,
+    project: ProjectId,
+    state: ViewState,
+    through: u64,
+) -> Result<Applied, Error> {
+    let ViewState { generation, applied_to: from } = state;
+    let head = position(lease, project).await?;
+    let through = through.min(head).min(from.saturating_add(STEP_POSITIONS));
+    let nothing = Applied { generation, from, through: from, per_name: Vec::new() };
+    if through <= from {
+        return Ok(nothing);
+    }
+    let spans = spans(lease, project).await?;
+    let Some(span) = spans.into_iter().find(|span| span.last > from) else { return Ok(nothing) };
+    if span.first > from + 1 {
+        let what = format!(
+            "events of project {project} behind position {from} were dropped before they were counted"
+        );
+        return Err(Error::corrupt(what));
+    }
+    let through = through.min(span.last);
+    let sql = format!(
+        "WITH added AS MATERIALIZED (
+             SELECT name, {HOUR} AS hour_ms, count(*) AS count FROM event_{}
+             WHERE project = $1 AND position > $2 AND position <= $3 GROUP BY 1, 2
+         ), upserted AS (
+             INSERT INTO rollup_counts AS known (project, generation, hour_ms, count, name)
+             SELECT $1, $4, hour_ms, count, name FROM added
+             ON CONFLICT (project, generation, name, hour_ms) DO UPDATE SET count = known.count + excluded.count
+         )
+         SELECT name, sum(count)::int8 FROM added GROUP BY name ORDER BY name",
+        span.segment
+    );
+    let add = lease.prepared(&sql).await?;
+    let (number, generation_number) = (project_number(project), int(generation));
+    let rows = lease.query(&add, &[&number, &int(from), &int(through), &generation_number]).await?;
+    let update = lease
+        .prepared(
+            "UPDATE view_state SET applied_to = $4 WHERE view = $1 AND project = $2 AND generation = $3",
+        )
+        .await?;
+    lease.execute(&update, &[&COUNTS, &number, &generation_number, &int(through)]).await?;
+    let read = |row: tokio_postgres::Row| Ok((row.try_get(0)?, uint(row.try_get(1)?)));
+    let per_name = rows.into_iter().map(read).collect::<Result<_, Error>>()?;
+    Ok(Applied { generation, from, through, per_name })
+}

@@ -1,0 +1,46 @@
+use std::collections::BTreeSet;
+
+use super::pool::Lease;
+use crate::store::Error;
+
+/// The keys without which the promises don't hold. What people added to look faster is left alone.
+const KEYS: [&str; 12] = [
+    "epoch_pkey",
+    "event_block_pkey",
+    "event_id_pkey",
+    "event_name",
+    "event_user",
+    "head_pkey",
+    "ranges_batch",
+    "ranges_first",
+    "ranges_pkey",
+    "rollup_counts_pkey",
+    "view_live_pkey",
+    "view_state_pkey",
+];
+
+/// Finds what differs from the schema that this version makes: a key that is missing or can't be used, a segment without
+/// its own, a trigger or a rule that changes what is written.
+pub(super) async fn schema(lease: &mut Lease) -> Result<Option<String>, Error> {
+    let mut wanted: BTreeSet<String> = KEYS.iter().map(|key| (*key).to_owned()).collect();
+    for row in lease.query("SELECT id FROM segment ORDER BY id", &[]).await? {
+        wanted.insert(format!("event_{}_pkey", row.try_get::<_, i32>(0)?));
+    }
+    let select = "SELECT relname::text FROM pg_class JOIN pg_index ON indexrelid = pg_class.oid
+         WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'event'::regclass)
+           AND indisvalid AND (indisunique OR relname NOT LIKE '%\\_pkey')";
+    let mut found = BTreeSet::new();
+    for row in lease.query(select, &[]).await? {
+        found.insert(row.try_get::<_, String>(0)?);
+    }
+    if let Some(missing) = wanted.iter().find(|key| !found.contains(*key)) {
+        return Ok(Some(format!("the index {missing} is missing or invalid")));
+    }
+    let select = "SELECT tgname::text FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
+         WHERE NOT tgisinternal AND relname IN ('event', 'event_id', 'head', 'ranges', 'rollup_counts', 'view_state')
+         UNION ALL
+         SELECT rulename::text FROM pg_rules WHERE tablename IN ('event', 'event_id', 'head', 'ranges', 'rollup_counts')
+         LIMIT 1";
+    let row = lease.query_opt(select, &[]).await?;
+    row.map(|row| Ok(format!("the trigger or rule {} is not ours", row.try_get::<_, String>(0)?))).transpose()
+}

@@ -1,0 +1,135 @@
+//! The dead letters of a bus on RabbitMQ: nothing gets there but what nobody can process, and nothing gets lost there.
+
+use eventbucket_collector::bus::{Bus, DeadLetter, DeadLetters, RabbitOptions};
+use lapin::BasicProperties;
+use lapin::options::{BasicPublishOptions, QueueDeleteOptions};
+
+use crate::bus_server::{Direct, bus, number, numbered, options, shared, soon, stored, take, until};
+use crate::harness::{Ran, eventbucket, run};
+
+/// A message of a version that nobody here reads.
+const FROM_THE_FUTURE: &[u8] = &[250, 1, 2, 3];
+
+/// Puts bytes where accepted batches go.
+async fn smuggle(direct: &Direct, bytes: &[u8]) {
+    let (channel, mode) = (direct.channel().await, BasicProperties::default().with_delivery_mode(2));
+    let options = BasicPublishOptions::default();
+    channel.basic_publish(direct.named("accepted"), "0".into(), options, bytes, mode).await.unwrap();
+    until("it is in the queue", || async { direct.look("accepted.0").await.unwrap().0 > 0 }).await;
+    channel.close(200, "done".into()).await.unwrap();
+}
+
+async fn letters(bus: &Bus) -> DeadLetters {
+    soon("the dead letters", bus.dead_letters()).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_goes_to_the_dead_letters_and_the_rest_passes() {
+    let options = options(shared());
+    let (bus, direct) = (bus(&options).await, Direct::to(shared(), &options).await);
+    smuggle(&direct, FROM_THE_FUTURE).await;
+    smuggle(&direct, b"").await;
+    smuggle(&direct, &[1, 0xc1]).await;
+    for project in 1..=10 {
+        bus.publish(numbered(project, 5)).await.unwrap();
+    }
+    let mut accepted = bus.accepted();
+    stored(take(&mut accepted, 10).await);
+    until("they are dead letters", || async { direct.look("dead").await.unwrap().0 == 3 }).await;
+    let held = letters(&bus).await;
+    let reasons: Vec<String> = held.list().iter().map(|letter| letter.reason.clone()).collect();
+    assert!(reasons[0].contains("version 250"), "{reasons:?}");
+    assert!(reasons[1].contains("empty") && reasons[2].contains("can't be read"), "{reasons:?}");
+    assert_eq!(held.list()[0].message(), FROM_THE_FUTURE);
+    held.close().await;
+    assert_eq!(direct.accepted().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_waits_at_its_source_while_there_is_no_queue_for_it() {
+    let options = options(shared());
+    let direct = Direct::to(shared(), &options).await;
+    let one = bus(&options).await;
+    let channel = direct.channel().await;
+    channel.queue_delete(direct.named("dead"), QueueDeleteOptions::default()).await.unwrap();
+    smuggle(&direct, FROM_THE_FUTURE).await;
+    one.publish(numbered(1, 0)).await.unwrap();
+    one.publish(numbered(2, 0)).await.unwrap();
+    one.publish(numbered(3, 0)).await.unwrap();
+    one.publish(numbered(4, 0)).await.unwrap();
+    // Those behind it in both shards show that it has been refused.
+    stored(take(&mut one.accepted(), 4).await);
+    until("everything else is gone", || async { direct.accepted().await == 0 }).await;
+    // Every start declares the queue again.
+    let two = bus(&options).await;
+    until("it arrives", || async { direct.look("dead").await.unwrap().0 == 1 }).await;
+    drop((one, two));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_looked_at_without_loss_replayed_and_discarded() {
+    let options = options(shared());
+    let (bus, direct) = (bus(&options).await, Direct::to(shared(), &options).await);
+    for (number, reason) in [(1, "first reason"), (2, "second reason"), (3, "third reason")] {
+        bus.bury(&numbered(9, number), reason).await.unwrap();
+    }
+    let held = letters(&bus).await;
+    let of = |letter: &DeadLetter| (letter.reason.clone(), letter.projects.clone(), letter.events);
+    let seen: Vec<_> = held.list().iter().map(of).collect();
+    let expected = |reason: &str| (reason.to_owned(), vec![9], Some(1));
+    assert_eq!(seen, ["first reason", "second reason", "third reason"].map(expected));
+    assert!(held.list().iter().all(|letter| letter.time.is_some()));
+    held.close().await;
+    until("they are back", || async { direct.look("dead").await.unwrap().0 == 3 }).await;
+
+    let held = letters(&bus).await;
+    held.replay(&held.list()[0]).await.unwrap();
+    held.discard(&held.list()[2]).await.unwrap();
+    // A process that dies here loses nothing.
+    drop(held);
+    until("one is left", || async { direct.look("dead").await.unwrap().0 == 1 }).await;
+    let held = letters(&bus).await;
+    assert_eq!(held.list()[0].reason, "second reason");
+    held.close().await;
+    let replayed = take(&mut bus.accepted(), 1).await;
+    assert_eq!(number(&replayed[0]), 1);
+    stored(replayed);
+}
+
+/// Runs `eventbucket dead-letters` against the shared broker.
+async fn command(words: &[&str]) -> Ran {
+    let mut command = eventbucket(&["dead-letters"]);
+    command.args(words).env("EVENTBUCKET_BUS_URL", shared().address("guest"));
+    tokio::task::spawn_blocking(move || run(command)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_lists_shows_replays_and_discards() {
+    // The prefix that the command uses; no other test does.
+    let options = RabbitOptions::new(shared().url());
+    let (bus, direct) = (bus(&options).await, Direct::to(shared(), &options).await);
+    for (number, reason) in [(1, "first reason"), (2, "second reason")] {
+        bus.bury(&numbered(9, number), reason).await.unwrap();
+    }
+    let listed = command(&["list", "--json"]).await.json();
+    let reasons: Vec<&str> =
+        listed.as_array().unwrap().iter().map(|l| l["reason"].as_str().unwrap()).collect();
+    assert_eq!(reasons, ["first reason", "second reason"]);
+    let id = |place: usize| listed[place]["id"].as_str().unwrap().to_owned();
+    let plain = command(&["list"]).await;
+    assert!(plain.stdout.lines().count() == 2 && plain.stdout.contains(&id(1)), "{plain:?}");
+
+    let shown = command(&["show", &id(0)]).await.json();
+    assert_eq!(shown["batches"][0]["events"][0]["id"], "event-1");
+    command(&["show", "nonsense"]).await.assert_failed(1, &["nonsense", "dead-letters list"]);
+
+    assert_eq!(command(&["replay", &id(0), "--json"]).await.json()["messages"], 1);
+    let replayed = take(&mut bus.accepted(), 1).await;
+    assert_eq!(number(&replayed[0]), 1);
+    stored(replayed);
+    assert_eq!(command(&["discard", "--all", "--json"]).await.json()["messages"], 1);
+    until("none is left", || async { direct.look("dead").await.unwrap().0 == 0 }).await;
+    assert_eq!(command(&["list"]).await.stdout, "");
+    let without = tokio::task::spawn_blocking(|| run(eventbucket(&["dead-letters", "list"]))).await.unwrap();
+    without.assert_failed(2, &["[bus] url", "EVENTBUCKET_BUS_URL"]);
+}

@@ -1,0 +1,143 @@
+//! `eventbucket torture` on private servers, which it kills too; and that it fails when something is wrong.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread::JoinHandle;
+
+use eventbucket_servers::{Postgres, RabbitMq, Redis};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::eventbucket;
+use crate::random::rounds;
+
+/// A server that commands of a shell kill and start: they write a word to one pipe and wait for the answer in the other.
+struct Controlled {
+    folder: TempDir,
+    obeying: Option<JoinHandle<()>>,
+}
+
+impl Controlled {
+    fn new(mut obey: impl FnMut(&str) -> std::io::Result<()> + Send + 'static) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let [order, answer] = ["order", "answer"].map(|name| folder.path().join(name));
+        assert!(Command::new("mkfifo").args([&order, &answer]).status().unwrap().success());
+        let obeying = std::thread::spawn(move || {
+            loop {
+                let word = fs::read_to_string(&order).unwrap();
+                if word.trim() == "end" {
+                    return;
+                }
+                let answered =
+                    obey(word.trim()).map_or_else(|error| error.to_string(), |()| "done".to_owned());
+                fs::write(&answer, format!("{answered}\n")).unwrap();
+            }
+        });
+        Self { folder, obeying: Some(obeying) }
+    }
+
+    /// The arguments that tell the commands.
+    fn arguments(&self, server: &str) -> [String; 4] {
+        let at = |name: &str| self.folder.path().join(name).display().to_string();
+        let command = |word| {
+            format!("echo {word} >{}; read -r said <{}; [ \"$said\" = done ]", at("order"), at("answer"))
+        };
+        [format!("--kill-{server}"), command("kill"), format!("--start-{server}"), command("restart")]
+    }
+}
+
+impl Drop for Controlled {
+    fn drop(&mut self) {
+        fs::write(self.folder.path().join("order"), "end").unwrap();
+        // A panic there is its own message.
+        let _ = self.obeying.take().map(JoinHandle::join);
+    }
+}
+
+macro_rules! controlled {
+    ($server:expr) => {{
+        let mut server = $server;
+        Controlled::new(move |word| if word == "kill" { server.kill() } else { server.restart() })
+    }};
+}
+
+/// The three servers' addresses, as variables of the command.
+fn torture(postgres: &Postgres, rabbitmq: &RabbitMq, redis: &Redis) -> Command {
+    let mut command = eventbucket(&["torture", "--json"]);
+    command.env("EVENTBUCKET_STORE_URL", postgres.url());
+    command.env("EVENTBUCKET_BUS_URL", rabbitmq.url());
+    command.env("EVENTBUCKET_CACHE_URL", redis.url());
+    command
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// TORTURE_SCHEDULES and TORTURE_SEED choose others. The 20 of CI hold a kill of each server, and no more than three of
+/// RabbitMQ, which takes up to 30 s to come back.
+#[test]
+fn no_schedule_of_faults_loses_or_doubles_an_event() {
+    let (schedules, seed) = (rounds("TORTURE_SCHEDULES", 20), rounds("TORTURE_SEED", 1));
+    let rabbitmq = std::thread::spawn(|| RabbitMq::start().unwrap());
+    let (postgres, redis) = (Postgres::start().unwrap(), Redis::start().unwrap());
+    let rabbitmq = rabbitmq.join().unwrap();
+    let mut command = torture(&postgres, &rabbitmq, &redis);
+    let servers = [
+        ("postgres", controlled!(postgres)),
+        ("rabbitmq", controlled!(rabbitmq)),
+        ("redis", controlled!(redis)),
+    ];
+    for (name, server) in &servers {
+        command.args(server.arguments(name));
+    }
+    command.args(["--schedules", &schedules.to_string(), "--seed", &seed.to_string()]);
+    let output = command.output().unwrap();
+    let lines = lines(&output);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let figures = lines.last().unwrap_or_else(|| panic!("it says nothing: {said}"));
+    println!("{figures}");
+    assert!(output.status.success(), "{said}\n{lines:#?}");
+    assert_eq!(figures["held"], schedules, "{figures}");
+    assert_eq!(figures["audit_holds"], true, "{figures}");
+    assert_eq!(lines.len() as u64, schedules + 1, "a line a schedule, and the figures");
+    assert!(figures["received"].as_u64() > figures["events"].as_u64(), "nothing was repeated: {figures}");
+    if schedules == 20 && seed == 1 {
+        for server in ["postgres", "redis", "rabbitmq"] {
+            let kills = figures["faults"][format!("kill {server}")].as_u64().unwrap_or(0);
+            assert!((1..=3).contains(&kills), "{kills} kills of {server}: choose another seed");
+        }
+    }
+}
+
+/// Changes the identity of a stored event as soon as there is one, as a store that mixes events up would.
+fn spoil(postgres: &Postgres) {
+    let sql = "UPDATE event SET id = gen_random_uuid(), id_text = 'nobody' WHERE position = 1";
+    let psql = Path::new("/usr/lib/postgresql/15/bin/psql");
+    crate::harness::eventually("an event is stored and spoilt", || {
+        let said = Command::new(psql).args(["-c", sql, &postgres.url()]).output().unwrap();
+        String::from_utf8_lossy(&said.stdout).contains("UPDATE 1")
+    });
+}
+
+#[test]
+fn an_event_that_nobody_sent_fails_the_run_with_the_command_that_replays_it() {
+    let rabbitmq = std::thread::spawn(|| RabbitMq::start().unwrap());
+    let (postgres, redis) = (Postgres::start().unwrap(), Redis::start().unwrap());
+    let rabbitmq = rabbitmq.join().unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let mut command = torture(&postgres, &rabbitmq, &redis);
+    command.args(["--only", "3"]).env("TMPDIR", logs.path());
+    let running = std::thread::spawn(move || command.output().unwrap());
+    spoil(&postgres);
+    let output = running.join().unwrap();
+    let lines = lines(&output);
+    assert_eq!(output.status.code(), Some(1), "{lines:#?}");
+    let [outcome, figures] = &lines[..] else { panic!("{lines:#?}") };
+    assert!(outcome["complaints"].to_string().contains("was sent by nobody"), "{outcome}");
+    assert!(outcome["recovery_ms"].as_u64() < Some(60_000), "what can't mend is not waited for: {outcome}");
+    let replay = figures["replay"].as_str().unwrap();
+    assert!(replay.starts_with("eventbucket torture --only 3"), "{replay}");
+}
