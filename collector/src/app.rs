@@ -181,7 +181,9 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
     let health = health(config)?;
     let listener = bind(config.listen).await?;
     let address = listener.local_addr().map_err(|source| Error::Bind { address: config.listen, source })?;
-    let first_start = first_start(store).await?;
+    // Who only works behind the bus has nobody to show keys to.
+    let shows_keys = config.roles.has(Role::Edge) || config.roles.has(Role::Query);
+    let first_start = if shows_keys { first_start(store).await? } else { None };
     let metrics = Metrics::new();
     metrics.install();
 
@@ -279,6 +281,16 @@ pub fn beside(folder: &Path, manage: bool) -> Result<(Store, Reader), store::Err
     Ok((store, reader))
 }
 
+/// Opens the store that collectors share on a PostgreSQL, and a reader in front of it.
+///
+/// # Errors
+/// When the server can't be reached or used.
+pub async fn beside_server(url: &str, accounts_url: Option<&str>) -> Result<(Store, Reader), store::Error> {
+    let store = Store::postgres(PostgresOptions::parse(url, accounts_url)?).await?;
+    let reader = Reader::new(store.clone(), Cache::memory());
+    Ok((store, reader))
+}
+
 async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source })
 }
@@ -293,7 +305,11 @@ async fn first_start(store: &Store) -> Result<Option<NewProject>, Error> {
         Err(store::Error::Taken { .. }) => FIRST_ACCOUNT,
         made => made?,
     };
-    Ok(Some(store.create_project(account, FIRST_PROJECT).await?))
+    match store.create_project(account, FIRST_PROJECT).await {
+        // Another process that starts at the same time was first, and shows the keys.
+        Err(store::Error::Taken { .. }) => Ok(None),
+        made => Ok(Some(made?)),
+    }
 }
 
 async fn listen(

@@ -43,7 +43,7 @@ pub(super) async fn run(args: AuditArgs) -> Result<ExitCode, Failure> {
 }
 
 async fn look(access: &Access) -> Result<AuditDocument, Failure> {
-    let source = Source::open(access, None, Purpose::Look)?;
+    let source = Source::open(access, None, Purpose::Look).await?;
     let (bar, on_progress) = progress::of(&source, "auditing");
     let document = source.audit(on_progress).await;
     bar.finish_and_clear();

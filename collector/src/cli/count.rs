@@ -50,7 +50,7 @@ enum By {
 
 pub(super) async fn run(args: CountArgs) -> Result<ExitCode, Failure> {
     let output = Output::new(args.access.json);
-    let source = Source::open(&args.access, args.project.as_deref(), Purpose::Look)?;
+    let source = Source::open(&args.access, args.project.as_deref(), Purpose::Look).await?;
     let by = match args.by {
         By::Total => CountsBy::Total,
         By::Hour => CountsBy::Hour,

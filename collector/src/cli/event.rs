@@ -133,7 +133,7 @@ fn limit(text: &str) -> Result<usize, String> {
 
 async fn tail(args: TailArgs) -> Result<(), Failure> {
     let output = Output::new(args.access.json);
-    let source = Source::open(&args.access, args.project.as_deref(), Purpose::Look)?;
+    let source = Source::open(&args.access, args.project.as_deref(), Purpose::Look).await?;
     let filter = EventFilter { name: args.name, user: args.user, ..EventFilter::default() };
     let mut on_event = |event: EventDocument| {
         if output.is_json() {
@@ -150,7 +150,7 @@ async fn tail(args: TailArgs) -> Result<(), Failure> {
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
     let output = Output::new(args.access.json);
-    let source = Source::open(&args.access, args.project.as_deref(), Purpose::Look)?;
+    let source = Source::open(&args.access, args.project.as_deref(), Purpose::Look).await?;
     let filter = EventFilter { name: args.name, user: args.user, from: args.from, to: args.to };
     let order = match args.order {
         InOrder::Newest => Order::Newest,
@@ -171,7 +171,7 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
 
 async fn show(args: ShowArgs) -> Result<(), Failure> {
     let output = Output::new(args.access.json);
-    let source = Source::open(&args.access, args.project.as_deref(), Purpose::Look)?;
+    let source = Source::open(&args.access, args.project.as_deref(), Purpose::Look).await?;
     let event = source.event(&args.id).await?;
     if output.is_json() {
         return output.document(&event);

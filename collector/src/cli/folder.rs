@@ -37,6 +37,18 @@ impl Folder {
         Ok(Self { store, reader, project: project.map(str::to_owned) })
     }
 
+    /// The store that collectors share on a PostgreSQL.
+    pub(super) async fn on_server(
+        url: &str,
+        accounts_url: Option<&str>,
+        project: Option<&str>,
+    ) -> Result<Self, Failure> {
+        let (store, reader) = app::beside_server(url, accounts_url)
+            .await
+            .map_err(|error| Failure::new("use PostgreSQL", error))?;
+        Ok(Self { store, reader, project: project.map(str::to_owned) })
+    }
+
     pub(super) async fn projects(&self) -> Result<Vec<Project>, Failure> {
         self.store.projects(None).await.map_err(|error| Failure::new("list the projects", error))
     }

@@ -122,6 +122,9 @@ struct Access {
     /// Address of a collector, like http://127.0.0.1:4000 [env: EVENTBUCKET_URL]
     #[arg(long, value_name = "URL", help_heading = "Which collector")]
     url: Option<String>,
+    /// PostgreSQL that collectors keep their log in, for what needs no key [env: EVENTBUCKET_STORE_URL]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["data", "url", "key"], help_heading = "Which collector")]
+    store_url: Option<String>,
     /// Secret key for --url; better in EVENTBUCKET_KEY, where other users of this machine can't see it
     #[arg(long, value_name = "KEY", help_heading = "Which collector")]
     key: Option<String>,

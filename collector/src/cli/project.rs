@@ -83,7 +83,7 @@ pub(super) async fn run(command: ProjectCommand) -> Result<ExitCode, Failure> {
 
 async fn create(args: CreateArgs) -> Result<(), Failure> {
     let output = Output::new(args.access.json);
-    let source = Source::open(&args.access, None, Purpose::Manage)?;
+    let source = Source::open(&args.access, None, Purpose::Manage).await?;
     let made = source.create_project(&args.name).await?;
     if output.is_json() {
         return output.document_once(&made);
@@ -105,7 +105,7 @@ async fn create(args: CreateArgs) -> Result<(), Failure> {
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
     let output = Output::new(args.access.json);
-    let projects = Source::open(&args.access, None, Purpose::Look)?.projects().await?;
+    let projects = Source::open(&args.access, None, Purpose::Look).await?.projects().await?;
     if output.is_json() {
         return output.document(&ProjectsDocument { projects });
     }
@@ -129,7 +129,7 @@ async fn rotate_key(args: RotateKeyArgs) -> Result<(), Failure> {
         Kind::Write => KeyKind::Write,
         Kind::Secret => KeyKind::Secret,
     };
-    let source = Source::open(&args.access, None, Purpose::Manage)?;
+    let source = Source::open(&args.access, None, Purpose::Manage).await?;
     let made = source.rotate_key(&args.name, kind, args.browser).await?;
     if output.is_json() {
         return output.document_once(&made);

@@ -28,7 +28,7 @@ pub(super) struct RebuildArgs {
 
 pub(super) async fn run(args: RebuildArgs) -> Result<ExitCode, Failure> {
     let output = Output::new(args.access.json);
-    let source = Source::open(&args.access, args.project.as_deref(), Purpose::Manage)?;
+    let source = Source::open(&args.access, args.project.as_deref(), Purpose::Manage).await?;
     let (bar, on_progress) = progress::of(&source, "rebuilding");
     let document = source.rebuild(on_progress).await;
     bar.finish_and_clear();

@@ -3,7 +3,10 @@
 use std::env::VarError;
 use std::path::PathBuf;
 
-use crate::config::{CA_FILE_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, URL_VARIABLE};
+use crate::config::{
+    ACCOUNTS_URL_VARIABLE, CA_FILE_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, STORE_URL_VARIABLE,
+    URL_VARIABLE,
+};
 use crate::project::{KeyKind, Project};
 use crate::query::EventsQuery;
 use crate::store::{CountsQuery, EventFilter};
@@ -19,7 +22,7 @@ use super::remote::Remote;
 
 /// A collector to ask.
 pub(super) enum Source {
-    /// Its data folder, whether it is running or not.
+    /// Its data folder or its database server, whether it is running or not.
     Folder(Folder),
     /// Its address, with a secret key.
     Remote(Remote),
@@ -38,25 +41,34 @@ pub(super) type OnProgress = Box<dyn Fn(u64, u64) + Send + Sync>;
 /// Told of each event a tail brings.
 pub(super) type OnEvent<'a> = &'a mut (dyn FnMut(EventDocument) -> Result<(), Failure> + Send);
 
-/// Flags say which; without them `EVENTBUCKET_URL`, then `EVENTBUCKET_DATA`, then the default folder.
+/// Flags say which; without them `EVENTBUCKET_URL`, then `EVENTBUCKET_STORE_URL`, then `EVENTBUCKET_DATA`, then the
+/// default folder.
 enum Place {
     Folder(PathBuf),
+    Server { url: String, accounts_url: Option<String> },
     Remote { url: String, key: Option<String>, ca_file: Option<PathBuf> },
 }
 
 impl Source {
     /// Finds the collector that flags and variables name. `project` is for a folder alone: a key belongs to one project.
-    pub(super) fn open(access: &Access, project: Option<&str>, purpose: Purpose) -> Result<Self, Failure> {
+    pub(super) async fn open(
+        access: &Access,
+        project: Option<&str>,
+        purpose: Purpose,
+    ) -> Result<Self, Failure> {
         let variables = variables()?;
         match place(access, |name| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
         }) {
-            Place::Folder(_) if access.key.is_some() || access.ca_file.is_some() => {
+            Place::Folder(_) | Place::Server { .. } if access.key.is_some() || access.ca_file.is_some() => {
                 let flag = if access.key.is_some() { "--key" } else { "--ca-file" };
                 let cause = format!("{flag} goes with --url, and there is none, nor {URL_VARIABLE}");
                 Err(Failure::usage("choose the collector", cause))
             }
             Place::Folder(folder) => Ok(Self::Folder(Folder::open(folder, project, purpose)?)),
+            Place::Server { url, accounts_url } => {
+                Ok(Self::Folder(Folder::on_server(&url, accounts_url.as_deref(), project).await?))
+            }
             Place::Remote { .. } if project.is_some() => Err(Failure::usage(
                 "choose the project",
                 "--project goes with --data; over --url the key belongs to one project already",
@@ -150,11 +162,15 @@ impl Source {
     }
 }
 
+/// Every variable that says which collector a command is about.
+const VARIABLES: [&str; 6] =
+    [URL_VARIABLE, KEY_VARIABLE, CA_FILE_VARIABLE, DATA_VARIABLE, STORE_URL_VARIABLE, ACCOUNTS_URL_VARIABLE];
+
 /// The variables that name a collector. An empty one counts as absent, as for `serve`; one that can't be read must not
 /// lead to another collector than was meant.
 fn variables() -> Result<Vec<(&'static str, String)>, Failure> {
     let mut found = Vec::new();
-    for name in [URL_VARIABLE, KEY_VARIABLE, CA_FILE_VARIABLE, DATA_VARIABLE] {
+    for name in VARIABLES {
         match std::env::var(name) {
             Ok(value) if value.is_empty() => {}
             Ok(value) => found.push((name, value)),
@@ -179,6 +195,9 @@ fn place(access: &Access, variable: impl Fn(&str) -> Option<String>) -> Place {
         let ca_file = access.ca_file.clone().or_else(|| variable(CA_FILE_VARIABLE).map(PathBuf::from));
         return Place::Remote { url, key, ca_file };
     }
+    if let Some(url) = access.store_url.clone().or_else(|| variable(STORE_URL_VARIABLE)) {
+        return Place::Server { url, accounts_url: variable(ACCOUNTS_URL_VARIABLE) };
+    }
     Place::Folder(PathBuf::from(variable(DATA_VARIABLE).unwrap_or_else(|| DATA_DEFAULT.to_owned())))
 }
 
@@ -193,6 +212,7 @@ mod tests {
         };
         match place(access, variable) {
             Place::Folder(folder) => folder.display().to_string(),
+            Place::Server { url, accounts_url } => format!("{url} {}", accounts_url.unwrap_or_default()),
             Place::Remote { url, key, .. } => format!("{url} {}", key.unwrap_or_default()),
         }
     }
@@ -208,6 +228,11 @@ mod tests {
         assert_eq!(named(&flag_key, &variables), "http://f kf");
         assert_eq!(named(&Access::default(), &variables), "http://v kv");
         assert_eq!(named(&Access::default(), &variables[2..]), "/v");
+        let server = [(STORE_URL_VARIABLE, "postgres://v"), (DATA_VARIABLE, "/v")];
+        let flag_server = Access { store_url: Some("postgres://f".into()), ..Access::default() };
+        assert_eq!(named(&Access::default(), &server), "postgres://v ");
+        assert_eq!(named(&flag_server, &server), "postgres://f ");
+        assert_eq!(named(&flag_data, &server), "/f");
         assert_eq!(named(&Access::default(), &[]), DATA_DEFAULT);
     }
 }

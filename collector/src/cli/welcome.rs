@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use eventbucket_protocol::EVENTS_PATH;
 
-use crate::config::Config;
+use crate::config::{Config, Role, Roles};
 use crate::store::NewProject;
 
 use super::failure::Failure;
@@ -20,14 +20,21 @@ const KEY_PLACE: &str = "YOUR_WRITE_KEY";
 pub(super) struct Welcome {
     address: SocketAddr,
     scheme: &'static str,
-    data: PathBuf,
+    /// Where the log is kept, and the flag that names it to other commands.
+    kept: String,
+    flag: String,
+    roles: Roles,
     new: Option<NewProject>,
 }
 
 impl Welcome {
     pub(super) fn new(config: &Config, address: SocketAddr, new: Option<NewProject>) -> Self {
         let scheme = if config.tls.is_some() { "https" } else { "http" };
-        Self { address, scheme, data: config.data.clone(), new }
+        let (kept, flag) = match &config.store.url {
+            Some(url) => (url.to_string(), String::new()),
+            None => (whole(&config.data), data_flag(&config.data)),
+        };
+        Self { address, scheme, kept, flag, roles: config.roles, new }
     }
 
     /// Prints it. The last line is for programs: it comes when requests are being taken, and its form stays.
@@ -60,13 +67,12 @@ impl Welcome {
         let strong = |text: &str| output.paint(Paint::Strong, text);
         let faint = |text: &str| output.paint(Paint::Faint, text);
         let key = self.new.as_ref().map_or(KEY_PLACE, |new| new.write_key.text.as_str());
-        let mut lines = vec![format!(
-            "Event Bucket {} keeps its log in {}",
-            env!("CARGO_PKG_VERSION"),
-            whole(&self.data)
-        )];
+        let mut lines =
+            vec![format!("Event Bucket {} keeps its log in {}", env!("CARGO_PKG_VERSION"), self.kept)];
         lines.push(String::new());
-        lines.push(format!("  page        {}", strong(&self.page(&base))));
+        if self.roles.has(Role::Query) {
+            lines.push(format!("  page        {}", strong(&self.page(&base))));
+        }
         if let Some(new) = &self.new {
             lines.push(format!(
                 "  write key   {}   {}",
@@ -84,17 +90,11 @@ impl Welcome {
             ));
         } else {
             let hint = "a new key: eventbucket project rotate-key default --kind write";
-            lines.push(format!("  {}", faint(&format!("{hint}{}", data_flag(&self.data)))));
+            lines.push(format!("  {}", faint(&format!("{hint}{}", self.flag))));
         }
-        lines.extend([
-            String::new(),
-            "  send an event:".to_owned(),
-            format!("    curl --json '{{\"name\":\"hello\"}}' -H 'Authorization: Bearer {key}' {base}{EVENTS_PATH}"),
-            "  from Rust:".to_owned(),
-            format!("    let bucket = eventbucket::Bucket::builder(\"{base}\", \"{key}\").build()?;"),
-            "    bucket.capture(eventbucket::event!(\"hello\"));".to_owned(),
-            String::new(),
-        ]);
+        if self.roles.has(Role::Edge) {
+            lines.extend(how_to_send(&base, key));
+        }
         lines.iter().fold(String::new(), |mut text, line| {
             writeln!(text, "{line}").expect("a String takes every write");
             text
@@ -108,6 +108,20 @@ impl Welcome {
             None => format!("{base}/"),
         }
     }
+}
+
+fn how_to_send(base: &str, key: &str) -> [String; 7] {
+    [
+        String::new(),
+        "  send an event:".to_owned(),
+        format!(
+            "    curl --json '{{\"name\":\"hello\"}}' -H 'Authorization: Bearer {key}' {base}{EVENTS_PATH}"
+        ),
+        "  from Rust:".to_owned(),
+        format!("    let bucket = eventbucket::Bucket::builder(\"{base}\", \"{key}\").build()?;"),
+        "    bucket.capture(eventbucket::event!(\"hello\"));".to_owned(),
+        String::new(),
+    ]
 }
 
 /// Who listens on every address is reached on its own machine by the loopback one.
@@ -149,7 +163,8 @@ mod tests {
             write_key: NewKey { text: "eb_write_x".into(), kind: KeyKind::Write },
             secret_key: NewKey { text: "eb_secret_y".into(), kind: KeyKind::Secret },
         });
-        Welcome { address: "0.0.0.0:7".parse().unwrap(), scheme: "http", data: "d".into(), new }
+        let (address, flag) = ("0.0.0.0:7".parse().unwrap(), " --data d".to_owned());
+        Welcome { address, scheme: "http", kept: "d".into(), flag, roles: Roles::default(), new }
     }
 
     #[test]

@@ -31,6 +31,12 @@ pub const DATA_DEFAULT: &str = "./eventbucket-data";
 /// Names the data folder, for `serve` and for the commands that read and manage.
 pub const DATA_VARIABLE: &str = "EVENTBUCKET_DATA";
 
+/// Names the PostgreSQL of the log, for `serve` and for the commands that read and manage.
+pub const STORE_URL_VARIABLE: &str = "EVENTBUCKET_STORE_URL";
+
+/// Names the PostgreSQL of the accounts.
+pub const ACCOUNTS_URL_VARIABLE: &str = "EVENTBUCKET_STORE_ACCOUNTS_URL";
+
 /// Names the configuration file; not a key itself.
 pub const CONFIG_VARIABLE: &str = "EVENTBUCKET_CONFIG";
 
@@ -86,7 +92,7 @@ pub(super) const KEYS: &[Key] = &[
         ],
         ..absent(
             "store.url",
-            "EVENTBUCKET_STORE_URL",
+            STORE_URL_VARIABLE,
             "postgres://eventbucket:password@127.0.0.1:5432/eventbucket",
         )
     },
@@ -96,7 +102,7 @@ pub(super) const KEYS: &[Key] = &[
         ],
         ..absent(
             "store.accounts_url",
-            "EVENTBUCKET_STORE_ACCOUNTS_URL",
+            ACCOUNTS_URL_VARIABLE,
             "postgres://eventbucket:password@127.0.0.1:5432/accounts",
         )
     },

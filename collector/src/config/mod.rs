@@ -36,7 +36,8 @@ use ipnet::IpNet;
 
 pub use error::{Error, Mistake};
 pub use keys::{
-    CA_FILE_VARIABLE, CONFIG_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, URL_VARIABLE, is_variable,
+    ACCOUNTS_URL_VARIABLE, CA_FILE_VARIABLE, CONFIG_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE,
+    STORE_URL_VARIABLE, URL_VARIABLE, is_variable,
 };
 pub use roles::{Role, Roles};
 pub use server_url::ServerUrl;

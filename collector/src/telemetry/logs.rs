@@ -10,8 +10,11 @@ use crate::config::{LogConfig, LogFormat};
 
 /// Makes every `tracing` event of this process a line on stderr. The first call counts, further ones change nothing.
 pub fn install(config: &LogConfig) {
+    // What stands behind the directives wins over them, so that whoever wants to see the AMQP client can. Of itself it
+    // calls every connection that breaks an error, where ours say what happens next.
+    let directives = format!("lapin=off,{}", config.level);
     let filter =
-        EnvFilter::try_new(&config.level).expect("the level was checked when the configuration was read");
+        EnvFilter::try_new(directives).expect("the level was checked when the configuration was read");
     let outcome = match config.format {
         LogFormat::Text => lines(filter).with_ansi(is_coloured()).try_init(),
         LogFormat::Json => lines(filter).json().flatten_event(true).try_init(),
