@@ -40,7 +40,7 @@ impl Departures {
             event = event.user(tail_number);
         }
         for (column, value) in self.columns.iter().zip(row) {
-            if value == UNKNOWN {
+            if value == UNKNOWN || value.is_empty() {
                 continue;
             }
             event = if TEXT.contains(&column.as_str()) {
@@ -81,7 +81,7 @@ impl Departures {
 
     fn known<'r>(&self, row: &'r StringRecord, column: &str) -> Option<&'r str> {
         let index = self.columns.iter().position(|name| name == column)?;
-        row.get(index).filter(|value| *value != UNKNOWN)
+        row.get(index).filter(|value| *value != UNKNOWN && !value.is_empty())
     }
 }
 

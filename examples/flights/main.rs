@@ -6,8 +6,8 @@
 //! what is missing.
 
 use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::io::{Cursor, Read};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,7 +67,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
     let file = File::open(&args.file).with_context(|| format!("open {}", args.file.display()))?;
     let progress = Progress::new(file.metadata().context("read the file's size")?.len());
-    let read = capture_all(&bucket, csv_of(&args.file, progress.reading(file)), &progress);
+    let read = csv_of(progress.reading(file)).and_then(|csv| capture_all(&bucket, csv, &progress));
     deliver(&bucket, &progress, &refused);
     progress.end();
 
@@ -75,24 +75,44 @@ fn main() -> anyhow::Result<ExitCode> {
     let all_taken = bucket.stats().pending == 0;
     let report = bucket.shutdown_blocking(if all_taken { FINAL_MAX } else { Duration::from_secs(1) });
     print_summary(&report.ledger, started.elapsed());
-    read.with_context(|| {
-        format!("capture {}; run it again to complete what is missing", args.file.display())
-    })?;
-    Ok(if lost(&report.ledger) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let passed_over = read.with_context(|| format!("capture {}", args.file.display()))?;
+    if passed_over > 0 {
+        eprintln!("{passed_over} rows are no departures and were passed over; mend them and run it again");
+    }
+    let all_there = passed_over == 0 && lost(&report.ledger) == 0;
+    Ok(if all_there { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn csv_of(path: &Path, file: Box<dyn Read>) -> Reader<Box<dyn Read>> {
-    let gzipped = path.extension().is_some_and(|extension| extension == "gz");
-    Reader::from_reader(if gzipped { Box::new(MultiGzDecoder::new(file)) } else { file })
+/// The first bytes tell whether it is compressed, whatever its name says.
+fn csv_of(mut file: Box<dyn Read>) -> anyhow::Result<Reader<Box<dyn Read>>> {
+    const GZIP: [u8; 2] = [0x1f, 0x8b];
+    let mut first = Vec::new();
+    file.by_ref().take(2).read_to_end(&mut first).context("read its beginning")?;
+    let gzipped = first == GZIP;
+    let whole = Cursor::new(first).chain(file);
+    Ok(Reader::from_reader(if gzipped { Box::new(MultiGzDecoder::new(whole)) } else { Box::new(whole) }))
 }
 
-fn capture_all(bucket: &Bucket, mut csv: Reader<Box<dyn Read>>, progress: &Progress) -> anyhow::Result<()> {
+/// Rows that are told one by one; of more only the number.
+const ROWS_TOLD_MAX: u64 = 10;
+
+/// Captures every row; returns how many were no departures.
+fn capture_all(bucket: &Bucket, mut csv: Reader<Box<dyn Read>>, progress: &Progress) -> anyhow::Result<u64> {
     let departures = Departures::new(csv.headers().context("read the header row")?)?;
     let mut row = StringRecord::new();
-    let mut captured = 0;
+    let (mut captured, mut passed_over) = (0, 0);
     while csv.read_record(&mut row).context("read a row")? {
         let line = row.position().map_or(0, csv::Position::line);
-        let event = departures.event(&row).with_context(|| format!("line {line}"))?;
+        let event = match departures.event(&row) {
+            Ok(event) => event,
+            Err(error) => {
+                passed_over += 1;
+                if passed_over <= ROWS_TOLD_MAX {
+                    eprintln!("line {line}: {error:#}");
+                }
+                continue;
+            }
+        };
         let began = Instant::now();
         bucket.capture(event);
         if began.elapsed() >= OUTAGE_MAX {
@@ -101,7 +121,7 @@ fn capture_all(bucket: &Bucket, mut csv: Reader<Box<dyn Read>>, progress: &Progr
         captured += 1;
         progress.captured(captured);
     }
-    Ok(())
+    Ok(passed_over)
 }
 
 /// Waits until nothing is pending, for as long as something still moves. A refused key moves nothing: people have to mend it.
