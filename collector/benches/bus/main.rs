@@ -26,7 +26,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 const ROUNDS: usize = 5;
 const BATCH_EVENTS: u128 = 500;
 const EVENT_BYTES: usize = 275;
-const MESSAGES: usize = 400;
+const MESSAGES: usize = 1_500;
 const PUBLISHERS: usize = 64;
 const SHARDS: u16 = 8;
 const SINGLES_FOR: Duration = Duration::from_secs(3);
@@ -64,7 +64,9 @@ async fn measure(address: &str) {
     }
     for publishers in [64, 1_000] {
         let (events, messages) = singles(&bus, &channel, publishers).await;
-        println!("\nsingle events from {publishers} publishers: {events:.0} confirmed a second in {messages:.0} messages");
+        println!(
+            "\nsingle events from {publishers} publishers: {events:.0} confirmed a second in {messages:.0} messages"
+        );
         purge(&channel).await;
     }
 }
@@ -103,7 +105,8 @@ async fn batches(bus: &Bus, projects: u32) -> f64 {
     let made: Vec<ValidBatch> =
         (0..MESSAGES).map(|n| batch(u32::try_from(n).unwrap() % projects + 1, events.clone())).collect();
     let start = Instant::now();
-    let mut published = futures_util::stream::iter(made).map(|batch| bus.publish(batch)).buffer_unordered(PUBLISHERS);
+    let mut published =
+        futures_util::stream::iter(made).map(|batch| bus.publish(batch)).buffer_unordered(PUBLISHERS);
     while let Some(outcome) = published.next().await {
         outcome.unwrap();
     }

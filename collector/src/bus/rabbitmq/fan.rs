@@ -106,7 +106,10 @@ pub(super) async fn forget(
     let told = |error: lapin::Error| unavailable(&link::words(options, &error));
     let channel = connection.create_channel().await.map_err(told)?;
     for shard in 0..topology.shards {
-        channel.queue_purge(topology.stored_queue(shard), QueuePurgeOptions::default()).await.map_err(told)?;
+        channel
+            .queue_purge(topology.stored_queue(shard), QueuePurgeOptions::default())
+            .await
+            .map_err(told)?;
     }
     // Closing is courtesy: the connection ends with its handle.
     let _ = connection.close(200, "done".into()).await;

@@ -190,10 +190,13 @@ mod tests {
         assert_eq!(complaints(&sent, &good(&sent)).texts, Vec::<String>::new());
     }
 
+    /// Makes one thing wrong.
+    type Spoil = fn(&mut Found);
+
     #[test]
     fn whatever_is_wrong_is_found() {
         let sent = sent(5);
-        let wrongs: [(&str, fn(&mut Found)); 14] = [
+        let wrongs: [(&str, Spoil); 14] = [
             ("not stored", |found| drop(found.log.pop())),
             ("stored twice", |found| found.log.push(Logged { position: 6, ..found.log[0].clone() })),
             ("sent by nobody", |found| "x".clone_into(&mut found.log[0].id)),

@@ -123,7 +123,7 @@ impl Clients {
         let client = &mut self.clients[place];
         let number = client.captured;
         client.captured += 1;
-        let shared = place > 0 && number % SHARED_EVERY == 0 && number < first_has;
+        let shared = place > 0 && number.is_multiple_of(SHARED_EVERY) && number < first_has;
         let id = format!("{}-{number}", if shared { 0 } else { place });
         let hours = i64::try_from(number % HOURS).unwrap_or(0);
         let sent =

@@ -94,12 +94,9 @@ impl Figures {
             seconds(self.recovery_ms_median),
             seconds(self.recovery_ms_max)
         ))?;
-        match self.audit_holds {
-            Some(true) => output.line("the audit of the whole store holds")?,
-            Some(false) => {
-                output.line("the audit of the whole store FAILS: run `eventbucket audit --url …`")?
-            }
-            None => {}
+        if let Some(holds) = self.audit_holds {
+            let word = if holds { "holds" } else { "FAILS: `eventbucket audit --url …` tells what" };
+            output.line(&format!("the audit of the whole store {word}"))?;
         }
         match &self.replay {
             Some(replay) => output.line(&format!("replay with: {replay}")),
