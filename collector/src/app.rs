@@ -226,12 +226,10 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
 
 /// Only what keeps something on a disk of its own has to watch one.
 fn health(config: &Config) -> Result<Health, Error> {
-    let folder = match (&config.store.url, &config.edge.spool) {
-        (None, _) => &config.data,
-        (Some(_), Some(spool)) => spool,
-        (Some(_), None) => return Ok(Health::without_disk()),
-    };
-    Health::new(folder, config.edge.free_disk_min).map_err(Error::Disk)
+    if config.store.url.is_some() {
+        return Ok(Health::without_disk());
+    }
+    Health::new(&config.data, config.edge.free_disk_min).map_err(Error::Disk)
 }
 
 fn limits(config: &Config) -> cache::Limits {

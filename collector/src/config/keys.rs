@@ -167,13 +167,6 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         about: &[
-            "A folder on a persistent disk that takes batches while RabbitMQ is away; without it they are",
-            "refused with 503 until it is back. Each is on disk before it is answered.",
-        ],
-        ..absent("edge.spool", "EVENTBUCKET_EDGE_SPOOL", "spool")
-    },
-    Key {
-        about: &[
             "The address that other processes and SDKs reach this one at, like https://edge-1.example.org:4000.",
             "Told by GET /v1/nodes. Without it the one it listens on, if that names a host.",
         ],

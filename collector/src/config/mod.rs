@@ -115,8 +115,6 @@ pub struct EdgeConfig {
     pub trusted_proxies: Vec<IpNet>,
     /// Free bytes on the data folder's disk below which batches are refused with 503; 0 turns the check off.
     pub free_disk_min: u64,
-    /// The folder that takes batches while the bus is away.
-    pub spool: Option<PathBuf>,
     /// The address that others reach this process at.
     pub advertise: Option<ServerUrl>,
     /// What each project may send.

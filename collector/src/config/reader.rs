@@ -42,7 +42,6 @@ impl<'a> Reader<'a> {
             drain_timeout: self.duration("edge.drain_timeout"),
             trusted_proxies: self.networks("edge.trusted_proxies"),
             free_disk_min: self.parsed("edge.free_disk_min", units::size).unwrap_or_default(),
-            spool: self.settings.get("edge.spool").map(|setting| located(&setting)),
             advertise: self.url("edge.advertise", &["http", "https"]),
             limits: LimitsConfig {
                 events_per_s: self.limit("limits.events_per_s"),

@@ -39,6 +39,7 @@ use uuid::Uuid;
 
 use crate::app::{self, FIRST_ACCOUNT};
 use crate::config::{Config, Flags};
+use crate::project::ProjectId;
 use crate::query;
 use crate::shutdown::Signals;
 use crate::store::NewProject;
@@ -49,7 +50,7 @@ use check::Complaints;
 use clients::{Clients, Resender};
 use faults::{Faults, Means};
 use report::{Figures, Outcome};
-use schedule::{Schedule, Server};
+use schedule::{Link, Place, Role, Schedule, Server};
 use truth::Servers;
 use world::{Addresses, Control, World};
 
@@ -166,17 +167,21 @@ async fn all(args: &TortureArgs, output: Output) -> Result<Figures, Failure> {
     let first = args.only.or(args.seed).unwrap_or_else(seed_of_now);
     let schedules = if args.only.is_some() { 1 } else { args.schedules };
     let mut figures = Figures::default();
+    let bar = report::bar(schedules);
     for seed in (0..schedules).map(|number| first.wrapping_add(number)) {
+        bar.set_message(format!("seed {seed}"));
         let schedule = Schedule::draw(seed, &torture.world.killable());
         let outcome = torture.try_one(&schedule).await;
         figures.add(&schedule, &outcome);
-        report::print(output, &outcome)?;
+        bar.suspend(|| report::print(output, &outcome))?;
+        bar.inc(1);
         if !outcome.holds {
             figures.failed(seed, replay(args, seed));
             note(&format!("the processes' logs stay in {}", torture.world.keep_logs().display()));
             break;
         }
     }
+    bar.finish_and_clear();
     let audit_holds = if figures.hold() { Some(torture.audit().await?) } else { None };
     figures.ended(began.elapsed(), audit_holds);
     Ok(figures)
@@ -267,9 +272,13 @@ impl Torture {
             tokio::time::sleep(Duration::from_millis(step.pause_ms)).await;
             faults.strike(step.fault);
         }
-        let last_fault = faults.over().await?;
+        let mut last_fault = faults.over().await?;
         self.world.settled().await?;
-        clients.capture_last();
+        if schedule.last_unannounced {
+            last_fault = self.capture_unannounced(&mut clients, project.id).await;
+        } else {
+            clients.capture_last();
+        }
         outcome.events = clients.sent().len();
         let complaints = loop {
             let found = self.servers.read(project.id, &clients).await;
@@ -286,6 +295,31 @@ impl Torture {
         };
         outcome.recovery_ms = u64::try_from(last_fault.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(complaints)
+    }
+
+    /// Captures the last events while no insight worker hears of them, and loses what was announced: only the log knows.
+    async fn capture_unannounced(&self, clients: &mut Clients, project: ProjectId) -> Instant {
+        let deaf = Place::of(Role::Insight).map(|place| Link::Server(place, Server::RabbitMq));
+        let stalls: Vec<_> = deaf
+            .flat_map(|link| {
+                let stall = self.world.stall(link);
+                // What they were given goes back to the broker.
+                self.world.cut(link);
+                stall
+            })
+            .collect();
+        clients.capture_last();
+        let (began, sent) = (Instant::now(), clients.sent().len() as u64);
+        // What isn't stored by then is the judge's business.
+        while began.elapsed() < PATIENCE / 2 && self.servers.store.head(project).await.unwrap_or(0) < sent {
+            tokio::time::sleep(LOOK_PERIOD).await;
+        }
+        // Storing comes before announcing, by milliseconds.
+        tokio::time::sleep(LOOK_PERIOD).await;
+        // A broker that can't be asked has lost nothing: then the workers hear of it.
+        let _ = self.servers.bus.forget_ranges().await;
+        drop(stalls);
+        Instant::now()
     }
 
     async fn new_project(&self, seed: u64) -> Result<NewProject, String> {

@@ -1,8 +1,10 @@
 //! What a run prints: a line a schedule while it goes, the figures at the end.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::cli::failure::Failure;
@@ -56,6 +58,10 @@ impl Figures {
         for step in &schedule.steps {
             *self.faults.entry(step.fault.kind()).or_default() += 1;
         }
+        // What never held took no time to do so.
+        if !outcome.holds {
+            return;
+        }
         self.recovery_ms_max = self.recovery_ms_max.max(outcome.recovery_ms);
         self.recoveries_ms.push(outcome.recovery_ms);
         self.recoveries_ms.sort_unstable();
@@ -83,17 +89,20 @@ impl Figures {
         let faults: Vec<String> =
             self.faults.iter().map(|(kind, count)| format!("{} {kind}", grouped(*count))).collect();
         output.line(&format!("{} of {} schedules held in {} s", self.held, self.schedules, self.seconds))?;
+        let once = if self.held == self.schedules { "each stored once" } else { "captured" };
         output.line(&format!(
-            "{} events, each stored once; {} received with what was repeated",
+            "{} events, {once}; {} received with what was repeated",
             grouped(self.events),
             grouped(self.received)
         ))?;
         output.line(&format!("faults: {}", faults.join(", ")))?;
-        output.line(&format!(
-            "everything held {:.1} s after the last fault in the median, {:.1} s at most",
-            seconds(self.recovery_ms_median),
-            seconds(self.recovery_ms_max)
-        ))?;
+        if !self.recoveries_ms.is_empty() {
+            output.line(&format!(
+                "everything held {:.1} s after the last fault in the median, {:.1} s at most",
+                seconds(self.recovery_ms_median),
+                seconds(self.recovery_ms_max)
+            ))?;
+        }
         if let Some(holds) = self.audit_holds {
             let word = if holds { "holds" } else { "FAILS: `eventbucket audit --url …` tells what" };
             output.line(&format!("the audit of the whole store {word}"))?;
@@ -103,6 +112,22 @@ impl Figures {
             None => Ok(()),
         }
     }
+}
+
+/// How often an unmoving bar shows that a schedule is under way.
+const TICK: Duration = Duration::from_millis(120);
+
+/// A bar on stderr while the schedules run; nothing at all unless stderr is a terminal.
+pub(super) fn bar(schedules: u64) -> ProgressBar {
+    let terminal = std::io::stderr().is_terminal();
+    let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(schedules), target);
+    let style = ProgressStyle::with_template("{spinner} {msg} {wide_bar} {pos}/{len} {eta}");
+    bar.set_style(style.expect("the template is part of the program"));
+    if terminal {
+        bar.enable_steady_tick(TICK);
+    }
+    bar
 }
 
 /// One line a schedule; what doesn't hold, and the faults that led there, below it.

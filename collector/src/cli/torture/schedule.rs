@@ -103,6 +103,8 @@ pub(super) struct Step {
 pub(super) struct Schedule {
     pub(super) seed: u64,
     pub(super) steps: Vec<Step>,
+    /// Whether the announcements of the very last events are lost, so that nothing tells the views of them but the log.
+    pub(super) last_unannounced: bool,
 }
 
 impl Role {
@@ -123,8 +125,12 @@ impl Server {
 }
 
 impl Place {
+    pub(super) fn of(role: Role) -> impl Iterator<Item = Self> {
+        (0..PROCESSES_A_ROLE).map(move |number| Self { role, number })
+    }
+
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        Role::ALL.into_iter().flat_map(|role| (0..PROCESSES_A_ROLE).map(move |number| Self { role, number }))
+        Role::ALL.into_iter().flat_map(Self::of)
     }
 }
 
@@ -133,7 +139,8 @@ impl Schedule {
     pub(super) fn draw(seed: u64, killable: &[Server]) -> Self {
         let mut random = Random(seed);
         let steps = (0..random.between(STEPS)).map(|_| Step::draw(&mut random, killable)).collect();
-        Self { seed, steps }
+        let last_unannounced = random.below(2) == 0;
+        Self { seed, steps, last_unannounced }
     }
 }
 
