@@ -5,6 +5,7 @@ use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use eventbucket_protocol::codec::{DecodeError, Format};
 use eventbucket_protocol::limits::BATCH_DECODED_BYTES_MAX;
+use flate2::bufread::GzDecoder;
 
 use super::body::Held;
 use super::limits::{DECODE_INLINE_BYTES_MAX, Drawn, Limits};
@@ -84,6 +85,9 @@ pub(super) async fn decoded<T: Send + 'static>(
     }
 }
 
+/// What every gzip member begins with.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
 /// Says by its first bytes how a body is compressed. No body in one of the formats begins with them: JSON begins with a
 /// bracket or space, MessagePack with a map or list.
 fn sniff(body: &[u8]) -> Option<Encoding> {
@@ -109,12 +113,38 @@ fn decompressed(held: Held, said: Option<Encoding>) -> Result<Held, Refusal> {
     }
     match found {
         None => Ok(held),
-        Some(Encoding::Gzip) => unpack(flate2::read::MultiGzDecoder::new(&*held.bytes), "gzip", held.drawn),
+        Some(Encoding::Gzip) => unpack(GzipMembers::new(&held.bytes), "gzip", held.drawn),
         Some(Encoding::Zstd) => {
             let mut reader = zstd::stream::read::Decoder::with_buffer(&*held.bytes)
                 .map_err(|error| unpacking_failed(&error, "zstd"))?;
             reader.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(|error| unpacking_failed(&error, "zstd"))?;
             unpack(reader, "zstd", held.drawn)
+        }
+    }
+}
+
+/// The members of a gzip body, one after the other. What stands behind a member and isn't one is told apart from a member that
+/// breaks off, however short it is.
+struct GzipMembers<'a>(GzDecoder<&'a [u8]>);
+
+impl<'a> GzipMembers<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self(GzDecoder::new(bytes))
+    }
+}
+
+impl Read for GzipMembers<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.0.read(out)?;
+            let rest: &[u8] = self.0.get_ref();
+            if read > 0 || out.is_empty() || rest.is_empty() {
+                return Ok(read);
+            }
+            if !GZIP_MAGIC.starts_with(&rest[..rest.len().min(GZIP_MAGIC.len())]) {
+                return Err(io::Error::new(ErrorKind::InvalidData, "there is more behind its end"));
+            }
+            self.0 = GzDecoder::new(rest);
         }
     }
 }
@@ -201,6 +231,13 @@ mod tests {
             unpacked([gzip(b"[]"), b"rubbish behind it".to_vec()].concat(), None).unwrap_err(),
             "malformed_body"
         );
+        for length in 1..10 {
+            let rubbish = vec![b'x'; length];
+            let found = unpacked([gzip(b"[]"), rubbish].concat(), None).unwrap_err();
+            assert_eq!(found, "malformed_body", "{length} bytes");
+        }
+        let second_breaks_off = [gzip(b"[1,"), gzip(b"2]")[..9].to_vec()].concat();
+        assert_eq!(unpacked(second_breaks_off, None).unwrap_err(), "truncated_body");
         let zstd = zstd::encode_all(&b"[]"[..], 1).unwrap();
         assert_eq!(
             unpacked([zstd, b"rubbish behind it".to_vec()].concat(), None).unwrap_err(),

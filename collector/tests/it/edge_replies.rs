@@ -94,8 +94,8 @@ async fn what_is_wrong_with_one_event_costs_only_that_event() {
     rejected invalid_name: name has 201 characters, more than 200
     rejected invalid_field: user is empty; leave the field out instead
     rejected invalid_event: unknown field `colour`, expected one of `id`, `name`, `description`, `user`, `time`, `stream`, `correlation`, `properties` at line 1 column 20
-    rejected invalid_time: time must be RFC 3339 (2026-11-21T03:30:00Z) or integer Unix milliseconds
-    rejected invalid_time: time must be RFC 3339 (2026-11-21T03:30:00Z) or integer Unix milliseconds
+    rejected invalid_time: time must be RFC 3339 (2026-11-21T03:30:00Z) or integer Unix milliseconds, from 0001-01-01 to 9999-12-30T22:00:00Z
+    rejected invalid_time: time must be RFC 3339 (2026-11-21T03:30:00Z) or integer Unix milliseconds, from 0001-01-01 to 9999-12-30T22:00:00Z
     rejected invalid_properties: properties must be an object, {"key": value}
     rejected duplicate_key: key "k" stands twice in one object; keep one
     rejected invalid_properties: properties contain a NUL character (\u0000), which databases can't hold; remove it

@@ -150,9 +150,11 @@ impl Backlog {
         }
         let events = self.remove(number, tally);
         let (count, reason) = if in_spool {
-            (&mut tally.ledger.dropped.spool_full, "the spool is full; raise spool_bytes_max")
+            let reason = "the spool is full; raise spool_bytes_max".to_owned();
+            (&mut tally.ledger.dropped.spool_full, reason)
         } else {
-            (&mut tally.ledger.dropped.overflow, "the queue is full; raise queue_bytes_max or add a spool")
+            let reason = format!("the queue is full; {}", self.settings.more_room());
+            (&mut tally.ledger.dropped.overflow, reason)
         };
         *count += events;
         tally.dropped(events, reason);

@@ -98,6 +98,14 @@ impl Settings {
         catch_unwind(AssertUnwindSafe(|| on_error(fault))).is_ok()
     }
 
+    /// What to do where events found no room in memory.
+    pub(crate) fn more_room(&self) -> &'static str {
+        match self.spool {
+            Some(_) => "raise queue_bytes_max, and see why the spool takes none",
+            None => "raise queue_bytes_max or add a spool",
+        }
+    }
+
     /// The memory that encoded events may take: the rest is for the queue.
     pub(crate) fn backlog_bytes_max(&self) -> usize {
         self.queue_bytes_max / 4 * 3

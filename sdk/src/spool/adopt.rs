@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use super::folder::{Claim, Folder};
+use super::merge::Failed;
 use super::{Spool, SpoolError, SpoolLimits, file, merge};
 
 /// What was found in the folder.
@@ -14,7 +15,7 @@ pub(crate) struct Adopted {
     pub(crate) files: u64,
     /// Files that weren't whole and were renamed.
     pub(crate) set_aside: u64,
-    /// Files left alone: of a newer version or another application, unreadable, or too large to be merged now.
+    /// Files left alone: of a newer version or another application, or unreadable.
     pub(crate) left: u64,
 }
 
@@ -92,16 +93,24 @@ impl Spool {
                 adopted.batches += merged.batches;
                 self.count()
             }
-            Err(error) => Self::pass_over(claim, &error, adopted),
+            Err(Failed::Other(error)) => Self::pass_over(claim, &error, adopted),
+            Err(Failed::Own(error)) => {
+                // The commit may have happened before it failed: what is in the file is what counts.
+                self.count()?;
+                Err(error)
+            }
         }
     }
 
     fn pass_over(claim: Claim, error: &SpoolError, adopted: &mut Adopted) -> Result<(), SpoolError> {
-        if matches!(error, SpoolError::Corrupt(_)) {
-            claim.set_aside()?;
-            adopted.set_aside += 1;
-        } else {
-            adopted.left += 1;
+        match error {
+            SpoolError::Corrupt(_) => {
+                claim.set_aside()?;
+                adopted.set_aside += 1;
+            }
+            // There will be room for it later, or another process takes it.
+            SpoolError::Full { .. } => {}
+            _ => adopted.left += 1,
         }
         Ok(())
     }

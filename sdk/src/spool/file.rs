@@ -38,6 +38,9 @@ CREATE TABLE dead_letters (
 ) STRICT;
 ";
 
+/// The highest number of a batch: 2⁴⁰, a batch a millisecond for 34 years, so that no place overflows, also after merging.
+const BATCH_KEY_MAX: i64 = 1 << 40;
+
 /// The exclusive mode keeps the index of the log in the heap instead of a mapped file, which works on network file systems
 /// and can't raise SIGBUS when the disk is full; it fits because the lock file admits one owner anyhow. The log is moved
 /// into the file every 1,000 pages (SQLite's default) and then cut back to 4 MiB; 1 MiB of page cache.
@@ -193,6 +196,14 @@ fn check_whole(connection: &Connection) -> Result<(), SpoolError> {
     let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if found != "ok" {
         return Err(SpoolError::Corrupt(found));
+    }
+    let (lowest, highest): (i64, i64) = connection.query_row(
+        "SELECT coalesce(min(key), 1), coalesce(max(key), 1) FROM batches",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    if lowest < 1 || highest > BATCH_KEY_MAX {
+        return Err(SpoolError::Corrupt(format!("its batches are numbered {lowest} to {highest}")));
     }
     let (promised, present): (i64, i64) = connection.query_row(
         "SELECT (SELECT coalesce(sum(events), 0) FROM batches), (SELECT count(*) FROM events)",

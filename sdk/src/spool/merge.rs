@@ -21,24 +21,37 @@ pub(super) fn file_into(
     other: &Path,
     shift: i64,
     room: u64,
-) -> Result<Merged, SpoolError> {
-    // Checks it, and moves its log into it by closing it.
+) -> Result<Merged, Failed> {
+    let bytes = check(other).map_err(Failed::Other)?;
+    if bytes > room {
+        return Err(Failed::Other(SpoolError::Full { by: FullBy::Bound }));
+    }
+    let name = other.to_str().ok_or_else(|| {
+        Failed::Other(SpoolError::Io(std::io::Error::other("the path of the spool folder isn't valid UTF-8")))
+    })?;
+    connection.execute("ATTACH ?1 AS other", [name]).map_err(|error| Failed::Own(error.into()))?;
+    let merged = commit(connection, true, |transaction| copy(transaction, shift));
+    let detached = connection.execute_batch("DETACH other");
+    let merged = merged.map_err(Failed::Own)?;
+    detached.map_err(|error| Failed::Own(error.into()))?;
+    Ok(merged)
+}
+
+/// Makes sure that the other file is whole, moves its log into it by closing it, and returns the bytes of its batches.
+fn check(other: &Path) -> Result<u64, SpoolError> {
     let checked = file::adopt(other)?;
     let bytes: i64 =
         checked.query_row("SELECT coalesce(sum(bytes), 0) FROM batches", [], |row| row.get(0))?;
-    drop(checked);
-    if bytes.cast_unsigned() > room {
-        return Err(SpoolError::Full { by: FullBy::Bound });
-    }
-    let name = other.to_str().ok_or_else(|| {
-        SpoolError::Io(std::io::Error::other("the path of the spool folder isn't valid UTF-8"))
-    })?;
-    connection.execute("ATTACH ?1 AS other", [name])?;
-    let merged = commit(connection, true, |transaction| copy(transaction, shift));
-    let detached = connection.execute_batch("DETACH other");
-    let merged = merged?;
-    detached?;
-    Ok(merged)
+    Ok(bytes.cast_unsigned())
+}
+
+/// Whose failure it was: an innocent file must not be set aside.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// The other file can't be taken over.
+    Other(SpoolError),
+    /// The own file failed; what was copied may be in it all the same.
+    Own(SpoolError),
 }
 
 fn copy(transaction: &Transaction<'_>, shift: i64) -> Result<Merged, SpoolError> {

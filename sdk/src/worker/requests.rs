@@ -50,7 +50,8 @@ impl Worker {
             }
         }
         if look.overflowed > 0 {
-            self.tally.dropped(look.overflowed, "the queue was full; raise queue_bytes_max or add a spool");
+            let cause = format!("the queue was full; {}", self.settings.more_room());
+            self.tally.dropped(look.overflowed, cause);
         }
         let now_ms = self.now_ms();
         if !look.has_events {
@@ -110,7 +111,12 @@ impl Worker {
         let left = self.backlog.drop_memory();
         if left > 0 {
             self.tally.ledger.dropped.shutdown += left;
-            self.tally.dropped(left, "still in memory at shutdown; allow it more time, or add a spool");
+            let remedy =
+                if self.settings.spool.is_some() { "see why the spool takes none" } else { "or add a spool" };
+            let cause = format!(
+                "still in memory at shutdown, of which some may have arrived; allow it more time, {remedy}"
+            );
+            self.tally.dropped(left, cause);
         }
         self.publish();
         self.backlog.close_disk();

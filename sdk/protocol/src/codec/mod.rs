@@ -109,7 +109,8 @@ fn batch_id_from_text(text: &str) -> Result<BatchId, &'static str> {
 }
 
 fn invalid_time() -> Reason {
-    let message = "time must be RFC 3339 (2026-11-21T03:30:00Z) or integer Unix milliseconds";
+    let message = "time must be RFC 3339 (2026-11-21T03:30:00Z) or integer Unix milliseconds, from 0001-01-01 to \
+                   9999-12-30T22:00:00Z";
     Reason::new(Code::InvalidTime, message)
 }
 
