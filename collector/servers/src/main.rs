@@ -4,7 +4,9 @@ use std::io::{self, Read};
 use std::process::{Command, ExitCode};
 use std::thread;
 
-use eventbucket_servers::shared::{POSTGRES_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE};
+use eventbucket_servers::shared::{
+    POSTGRES_VARIABLE, RABBITMQ_NODE_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE,
+};
 use eventbucket_servers::{Postgres, RabbitMq, Redis};
 
 const USAGE: &str = "usage: scripts/servers up | scripts/servers run -- COMMAND…";
@@ -32,6 +34,15 @@ impl Servers {
             self.redis.url()
         )
     }
+
+    fn variables(&self) -> [(&'static str, String); 4] {
+        [
+            (POSTGRES_VARIABLE, self.postgres.url()),
+            (REDIS_VARIABLE, self.redis.url()),
+            (RABBITMQ_VARIABLE, self.rabbitmq.url()),
+            (RABBITMQ_NODE_VARIABLE, self.rabbitmq.node_variable()),
+        ]
+    }
 }
 
 fn main() -> io::Result<ExitCode> {
@@ -50,19 +61,25 @@ fn up() -> io::Result<()> {
     eprintln!("starting PostgreSQL, Redis and RabbitMQ…");
     let servers = Servers::start()?;
     println!("# for eventbucket.toml\n{}", servers.config());
+    println!("# for tests");
+    for (variable, value) in servers.variables() {
+        println!("export {variable}='{value}'");
+    }
     eprintln!("they run until Enter or Ctrl-C");
-    // Ctrl-C ends this process, and with it the servers.
-    io::stdin().read(&mut [0]).map(drop)
+    // Ctrl-C ends this process, and with it the servers. Without a terminal there is no Enter.
+    if io::stdin().read(&mut [0])? == 0 {
+        loop {
+            thread::park();
+        }
+    }
+    Ok(())
 }
 
 fn run(program: &str, words: &[String]) -> io::Result<ExitCode> {
     let servers = Servers::start()?;
-    let status = Command::new(program)
-        .args(words)
-        .env(POSTGRES_VARIABLE, servers.postgres.url())
-        .env(REDIS_VARIABLE, servers.redis.url())
-        .env(RABBITMQ_VARIABLE, servers.rabbitmq.url())
-        .status()?;
+    let status = Command::new(program).args(words).envs(servers.variables()).status()?;
     drop(servers);
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // A command that was ended by a signal has no code.
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }

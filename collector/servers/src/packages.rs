@@ -1,7 +1,10 @@
-use std::fs::File;
+use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+
+use super::process;
 
 /// Keeps Debian's packages from starting their servers as services: ours are private.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -24,21 +27,39 @@ pub fn install(program: &Path, package: &str) -> io::Result<()> {
     if program.exists() {
         return Ok(());
     }
-    if !Path::new(POLICY).exists() {
-        std::fs::write(POLICY, "#!/bin/sh\nexit 101\n")?;
-        Command::new("chmod").args(["+x", POLICY]).status()?;
-    }
+    let _policy = Policy::set()?;
     apt(&["update"])?;
     apt(&["install", "--yes", "--no-install-recommends", package])?;
     if program.exists() { Ok(()) } else { Err(io::Error::other(by_hand)) }
 }
 
+/// The machine's rule that no service is started, for as long as we install; one that was there already stays.
+struct Policy {
+    ours: bool,
+}
+
+impl Policy {
+    fn set() -> io::Result<Self> {
+        if Path::new(POLICY).exists() {
+            return Ok(Self { ours: false });
+        }
+        let policy = Self { ours: true };
+        fs::write(POLICY, "#!/bin/sh\nexit 101\n")?;
+        fs::set_permissions(POLICY, Permissions::from_mode(0o755))?;
+        Ok(policy)
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        if self.ours {
+            // Whoever can't remove it could not have written it.
+            let _ = fs::remove_file(POLICY);
+        }
+    }
+}
+
 fn apt(words: &[&str]) -> io::Result<()> {
     let mut command = Command::new("apt-get");
-    let output = command.args(words).env("DEBIAN_FRONTEND", "noninteractive").output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(io::Error::other(format!("apt-get {} failed: {said}", words.join(" "))))
+    process::output(command.args(words).env("DEBIAN_FRONTEND", "noninteractive")).map(drop)
 }

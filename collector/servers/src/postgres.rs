@@ -1,25 +1,43 @@
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::process::{Process, breakable};
-use super::{free_port, install, until};
+use super::install;
+use super::port::{Port, say};
+use super::process::{self, Process, Recipe, breakable};
 
-/// Debian's package, the same version everywhere.
-const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
+/// Where Debian's packages keep the programs of each version.
+const VERSIONS: &str = "/usr/lib/postgresql";
+
+/// The version that the tests were made with; where it is missing and another is there, that one is taken.
+const VERSION: &str = "15";
 const PACKAGE: &str = "postgresql-15";
 
 /// Who runs it where the test is root, which PostgreSQL refuses to be.
 const USER: &str = "postgres";
 
+/// Enough for two dozen tests at once with the pools of a collector each.
+const CONNECTIONS: &str = "max_connections=200";
+
+/// What a postmaster that was killed leaves: a segment of shared memory, of which the system has 4,096 for all, and a file
+/// with its process id, which another process may have by now. Only when none of its processes lives any more.
+const AFTER: &str = r#"
+set -- $(sed -n 7p "$folder/data/postmaster.pid")
+[ -z "$2" ] || ipcrm -m "$2"
+rm -f "$folder/data/postmaster.pid"
+"#;
+
 /// A PostgreSQL with trust for everybody on this machine, and `fsync` as it is by default: on.
 #[derive(Debug)]
 pub struct Postgres {
-    folder: TempDir,
-    port: u16,
-    process: Option<Process>,
+    // Before the port, which is given back when nothing listens there any more.
+    process: Process,
+    folder: PathBuf,
+    port: Port,
 }
 
 impl Postgres {
@@ -28,14 +46,32 @@ impl Postgres {
     /// # Errors
     /// When it isn't installed and can't be, or doesn't come up.
     pub fn start() -> io::Result<Self> {
-        install(&program("postgres"), PACKAGE)?;
+        Self::start_with(&[])
+    }
+
+    /// Starts one with settings of its own: `&["fsync=off"]` where only speed counts and it is never killed.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(settings: &[&str]) -> io::Result<Self> {
+        let programs = programs()?;
         let folder = tempfile::Builder::new().prefix("eventbucket-postgres-").tempdir()?;
-        copy(&template()?, &folder.path().join("data"))?;
+        let data = folder.path().join("data");
+        copy(&template(&programs)?, &data)?;
         open_to_user(folder.path())?;
-        let mut postgres = Self { folder, port: free_port()?, process: None };
-        postgres.process = Some(postgres.run()?);
-        postgres.ready()?;
-        Ok(postgres)
+        let port = Port::claim()?;
+        let mut command = as_user(&programs.join("postgres"));
+        command.arg("-D").arg(data).args(["-p", &port.number().to_string()]);
+        for setting in
+            ["listen_addresses=127.0.0.1", "unix_socket_directories=", CONNECTIONS].iter().chain(settings)
+        {
+            command.args(["-c", setting]);
+        }
+        let path = folder.path().to_owned();
+        let recipe = Recipe { name: "PostgreSQL", command, stop_signal: "INT", after: AFTER.to_owned() };
+        let mut process = Process::new(folder, recipe)?;
+        process.start(|| Self::answers(port.number()))?;
+        Ok(Self { process, folder: path, port })
     }
 
     /// Its address with the database that is always there.
@@ -47,42 +83,74 @@ impl Postgres {
     /// Its address with a database.
     #[must_use]
     pub fn url_of(&self, database: &str) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+        format!("postgres://{USER}@127.0.0.1:{}/{database}", self.port.number())
+    }
+
+    /// Makes an empty database, in 0.1 s, and returns its address.
+    ///
+    /// # Errors
+    /// When there is one of that name, or it can't be made.
+    pub fn database(&self, name: &str) -> io::Result<String> {
+        psql(&self.url(), &format!("CREATE DATABASE \"{name}\""))?;
+        Ok(self.url_of(name))
+    }
+
+    /// Makes a database that begins with all that another holds, to which nobody may be connected meanwhile: for schemas
+    /// that many tests begin with.
+    ///
+    /// # Errors
+    /// As [`Self::database`], or when somebody is connected to the other.
+    pub fn database_like(&self, name: &str, template: &str) -> io::Result<String> {
+        psql(&self.url(), &format!("CREATE DATABASE \"{name}\" TEMPLATE \"{template}\""))?;
+        Ok(self.url_of(name))
+    }
+
+    /// Runs SQL by `psql` on the database that is always there; the rows come as lines, their columns between `|`.
+    ///
+    /// # Errors
+    /// What the server complains about.
+    pub fn sql(&self, sql: &str) -> io::Result<String> {
+        psql(&self.url(), sql)
     }
 
     /// The folder of the cluster, to take a copy of while it is stopped.
     #[must_use]
     pub fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.folder.join("data")
     }
 
-    fn run(&self) -> io::Result<Process> {
-        let mut command = as_user(&program("postgres"));
-        command.arg("-D").arg(self.data());
-        command.args(["-p", &self.port.to_string()]);
-        for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200"] {
-            command.args(["-c", setting]);
-        }
-        command.current_dir(self.folder.path());
-        // The children of a postmaster that is killed may live for a moment and hold what it shared.
-        let after = format!("rm -f '{}/postmaster.pid'", self.data().display());
-        Process::start(&command, &self.folder.path().join("log"), &after)
-    }
-
-    fn ready(&self) -> io::Result<()> {
-        let port = self.port.to_string();
-        until("PostgreSQL", || {
-            let mut asked = Command::new(program("pg_isready"));
-            asked.args(["-q", "-h", "127.0.0.1", "-p", &port]);
-            asked.status().is_ok_and(|status| status.success())
-        })
+    /// Whether it lets a session begin: while it starts or recovers it answers with an error.
+    fn answers(port: u16) -> bool {
+        let words = [&[0, 3, 0, 0], b"user\0postgres\0database\0postgres\0\0".as_slice()].concat();
+        let length = u32::try_from(words.len() + 4).expect("a few dozen bytes");
+        let hello = [&length.to_be_bytes()[..], &words].concat();
+        say(port, &hello).is_ok_and(|answer| answer.starts_with(b"R"))
     }
 }
 
 breakable!(Postgres);
 
-fn program(name: &str) -> PathBuf {
-    Path::new(PROGRAMS).join(name)
+pub(crate) fn psql(url: &str, sql: &str) -> io::Result<String> {
+    let mut psql = Command::new(programs()?.join("psql"));
+    psql.env_clear().env("PATH", process::path());
+    psql.args(["--no-psqlrc", "-qAt", "-v", "ON_ERROR_STOP=1", "-c", sql, url]);
+    Ok(process::output(&mut psql)?.trim_end().to_owned())
+}
+
+/// The folder of the programs, from Debian's package where none is there.
+fn programs() -> io::Result<PathBuf> {
+    let of = |version: &str| Path::new(VERSIONS).join(version).join("bin");
+    if of(VERSION).join("postgres").exists() {
+        return Ok(of(VERSION));
+    }
+    let versions = fs::read_dir(VERSIONS).into_iter().flatten().flatten();
+    let versions = versions.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let newest = versions.filter(|version| of(&version.to_string()).join("postgres").exists()).max();
+    if let Some(newest) = newest {
+        return Ok(of(&newest.to_string()));
+    }
+    install(&of(VERSION).join("postgres"), PACKAGE)?;
+    Ok(of(VERSION))
 }
 
 /// A command that runs as the user who may run PostgreSQL.
@@ -98,41 +166,39 @@ fn as_user(program: &Path) -> Command {
 /// Lets that user reach a folder that only its owner may enter.
 fn open_to_user(folder: &Path) -> io::Result<()> {
     if rustix::process::geteuid().is_root() {
-        done(Command::new("chown").arg(format!("{USER}:{USER}")).arg(folder))?;
+        process::output(Command::new("chown").arg(format!("{USER}:{USER}")).arg(folder))?;
     }
     Ok(())
 }
 
-/// An empty cluster, made once a machine: `initdb` takes a second, a copy of it 0.07 s.
-fn template() -> io::Result<PathBuf> {
+/// An empty cluster, made once a machine: `initdb` takes a second, a copy of it 0.07 s. It lies in the temporary folder and
+/// not in cargo's, which caches of CI bring back with other owners than PostgreSQL takes.
+fn template(programs: &Path) -> io::Result<PathBuf> {
+    let version = programs.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     let user = rustix::process::geteuid().as_raw();
-    let template = std::env::temp_dir().join(format!("eventbucket-postgres-15-template-{user}"));
-    if template.join("data/PG_VERSION").exists() {
-        return Ok(template.join("data"));
-    }
-    let folder = tempfile::Builder::new().prefix("eventbucket-postgres-").tempdir()?;
+    let template = std::env::temp_dir().join(format!("eventbucket-postgres-{version}-template-{user}"));
+    let folder = TempDir::with_prefix("eventbucket-postgres-")?;
     open_to_user(folder.path())?;
-    let mut initdb = as_user(&program("initdb"));
+    if template.join("data/PG_VERSION").exists() {
+        // Everybody may make folders there; one that somebody else made is not started.
+        return if fs::metadata(&template)?.uid() == fs::metadata(folder.path())?.uid() {
+            Ok(template.join("data"))
+        } else {
+            Err(io::Error::other(format!("{} belongs to somebody else; remove it", template.display())))
+        };
+    }
+    let mut initdb = as_user(&programs.join("initdb"));
     initdb.arg("-D").arg(folder.path().join("data"));
     initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--no-locale", "--encoding=UTF8"]);
-    done(initdb.current_dir(folder.path()))?;
+    process::output(initdb.current_dir(folder.path()))?;
     // Whoever is first to move it there has made it; the others' are thrown away.
     let made = folder.keep();
-    if std::fs::rename(&made, &template).is_err() {
-        std::fs::remove_dir_all(&made)?;
+    if fs::rename(&made, &template).is_err() {
+        fs::remove_dir_all(&made)?;
     }
     Ok(template.join("data"))
 }
 
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    done(Command::new("cp").arg("-a").arg(from).arg(to))
-}
-
-fn done(command: &mut Command) -> io::Result<()> {
-    let output = command.output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(io::Error::other(format!("{} failed: {said}", command.get_program().to_string_lossy())))
+    process::output(Command::new("cp").arg("-a").arg(from).arg(to)).map(drop)
 }

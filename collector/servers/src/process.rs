@@ -1,98 +1,236 @@
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use tempfile::TempDir;
 
-/// Runs a server in a session of its own until its owner closes the pipe, by will or by dying, then kills all of it.
-const WATCH: &str = r#"
-log=$1 after=$2; shift 2
-setsid "$@" </dev/null >>"$log" 2>&1 &
-pid=$!
-echo $pid
-while read -r _; do :; done
-kill -CONT -$pid 2>/dev/null
-kill -9 -$pid 2>/dev/null
-wait
-[ -z "$after" ] || sh -c "$after" >/dev/null 2>&1
-"#;
+/// The shell beside each server, which does what it is told and cleans up when its owner is gone.
+const WATCH: &str = include_str!("watch.sh");
+const SCRIPT: &str = "eventbucket-watch.sh";
 
-/// A server's processes.
+/// How long a server may take to answer after its start: RabbitMQ takes 30 s on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How often a starting server is asked.
+const ASK_PERIOD: Duration = Duration::from_millis(20);
+
+/// Lines of a server's log that go into the error when it doesn't come up.
+const LOG_LINES: usize = 10;
+
+/// What to run, and how to end it.
+pub(crate) struct Recipe {
+    /// What it is called in errors.
+    pub(crate) name: &'static str,
+    pub(crate) command: Command,
+    /// The signal to its first process that ends it in good order.
+    pub(crate) stop_signal: &'static str,
+    /// Shell words that run in the watch when all its processes are gone; they may use `$folder`.
+    pub(crate) after: String,
+}
+
+/// A server's processes and its folder. Both go when this is dropped, or its owner dies.
 #[derive(Debug)]
 pub(crate) struct Process {
-    watch: Child,
-    owner: Option<ChildStdin>,
-    group: Pid,
+    name: &'static str,
+    log: PathBuf,
+    shell: Child,
+    /// One word and its answer at a time. None when the watch has been told to end.
+    talk: Mutex<Option<Talk>>,
+    /// Whether it was started and neither killed nor stopped since.
+    running: bool,
+}
+
+#[derive(Debug)]
+struct Talk {
+    words: ChildStdin,
+    answers: BufReader<ChildStdout>,
 }
 
 impl Process {
-    /// Starts a command with what it prints in `log`; `after` runs when it has ended, in a shell.
-    pub(crate) fn start(command: &Command, log: &Path, after: &str) -> io::Result<Self> {
-        let mut watch = Command::new("sh");
-        watch.arg("-c").arg(WATCH).arg("watch").arg(log).arg(after);
-        watch.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => watch.env(name, value),
-                None => watch.env_remove(name),
-            };
-        }
-        if let Some(folder) = command.get_current_dir() {
-            watch.current_dir(folder);
-        }
-        let errors = File::create(log.with_extension("watch"))?;
-        let mut watch = watch.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn()?;
-        let owner = watch.stdin.take();
-        let mut line = String::new();
-        if let Some(said) = watch.stdout.take() {
-            BufReader::new(said).read_line(&mut line)?;
-        }
-        let group = line.trim().parse().ok().and_then(Pid::from_raw);
-        let group = group.ok_or_else(|| io::Error::other("the server's process could not be started"))?;
-        Ok(Self { watch, owner, group })
+    /// Begins the watch over a folder, which is its own from now on. The server isn't started yet.
+    pub(crate) fn new(folder: TempDir, recipe: Recipe) -> io::Result<Self> {
+        let Recipe { name, command, stop_signal, after } = recipe;
+        let log = folder.path().join("output");
+        let script = folder.path().join(SCRIPT);
+        fs::write(&script, WATCH)?;
+        let mut shell = Command::new("sh");
+        shell.arg(script).arg(folder.path()).arg(&log).args([stop_signal, &after]);
+        shell.arg(command.get_program()).args(command.get_args());
+        // What the user set for servers of their own (`PGDATA`, `RABBITMQ_…`, `ERL_FLAGS`) is not for these.
+        shell.env_clear().env("PATH", path()).env("LC_ALL", "C.UTF-8");
+        shell.envs(command.get_envs().filter_map(|(variable, value)| Some((variable, value?))));
+        // In a group of its own: Ctrl-C and `timeout` signal the owner's whole group, and the watch has to outlive it.
+        shell.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+        shell.stderr(File::create(folder.path().join("watch"))?);
+        let mut shell = shell.spawn()?;
+        let (words, answers) = (shell.stdin.take(), shell.stdout.take());
+        let (words, answers) =
+            words.zip(answers).ok_or_else(|| io::Error::other("the watch has no pipes"))?;
+        let talk = Mutex::new(Some(Talk { words, answers: BufReader::new(answers) }));
+        // Removed by the watch, which outlives this process.
+        let _ = folder.keep();
+        Ok(Self { name, log, shell, talk, running: false })
     }
 
-    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
-        Ok(kill_process_group(self.group, signal)?)
+    /// Starts the server and waits until it answers.
+    pub(crate) fn start(&mut self, answers: impl FnMut() -> bool) -> io::Result<()> {
+        self.tell("start")?;
+        self.running = true;
+        let up = self.until(answers);
+        if up.is_err() {
+            self.kill()?;
+        }
+        up
     }
 
-    /// Kills everything and waits until it is gone.
-    pub(crate) fn kill(mut self) -> io::Result<()> {
-        self.end()
+    /// Kills all of it and waits until it is gone.
+    pub(crate) fn kill(&mut self) -> io::Result<()> {
+        self.end("kill")
     }
 
-    fn end(&mut self) -> io::Result<()> {
-        drop(self.owner.take());
-        self.watch.wait().map(drop)
+    /// Ends it in good order and waits until it is gone.
+    pub(crate) fn stop(&mut self) -> io::Result<()> {
+        self.end("stop")
+    }
+
+    pub(crate) fn pause(&self) -> io::Result<()> {
+        self.tell_running("pause")
+    }
+
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        self.tell_running("resume")
+    }
+
+    fn end(&mut self, word: &str) -> io::Result<()> {
+        if std::mem::take(&mut self.running) { self.tell(word) } else { Ok(()) }
+    }
+
+    fn tell_running(&self, word: &str) -> io::Result<()> {
+        if self.running { self.tell(word) } else { Err(self.error("isn't running: restart it first")) }
+    }
+
+    fn tell(&self, word: &str) -> io::Result<()> {
+        match self.ask(word)?.trim_end() {
+            "done" => Ok(()),
+            "" => Err(self.error("has lost its watch")),
+            problem => Err(self.error(problem)),
+        }
+    }
+
+    fn ask(&self, word: &str) -> io::Result<String> {
+        let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(talk) = talk.as_mut() else { return Ok(String::new()) };
+        writeln!(talk.words, "{word}")?;
+        let mut answer = String::new();
+        talk.answers.read_line(&mut answer)?;
+        Ok(answer)
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a starting server is asked again; nothing tells when it is up"
+    )]
+    fn until(&self, mut answers: impl FnMut() -> bool) -> io::Result<()> {
+        let end = Instant::now() + START_TIMEOUT;
+        while !answers() {
+            if self.ask("lives")?.trim_end() != "done" {
+                return Err(self.error(&format!("ended while it started; it said:\n{}", self.last_words())));
+            }
+            if Instant::now() > end {
+                let seconds = START_TIMEOUT.as_secs();
+                let said = self.last_words();
+                return Err(self.error(&format!("did not answer within {seconds} s; it said:\n{said}")));
+            }
+            std::thread::sleep(ASK_PERIOD);
+        }
+        Ok(())
+    }
+
+    fn last_words(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+
+    fn error(&self, problem: &str) -> io::Error {
+        io::Error::other(format!("{}: {problem}", self.name))
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Whatever fails here, the watch is told by the closed pipe.
-        let _ = self.end();
+        drop(self.talk.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+        // The watch was told by the closed pipe, whatever fails here.
+        let _ = self.shell.wait();
     }
 }
 
-/// Implements what all servers can, on a field `process: Option<Process>` and a method `run`.
+/// Where programs are, with the folders of the system's own, which a user's shell may leave out.
+pub(crate) fn path() -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    format!("{path}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+}
+
+/// Runs a command to its end and returns what it printed; else the error has what it complained about.
+pub(crate) fn output(command: &mut Command) -> io::Result<String> {
+    output_of(command, "")
+}
+
+/// The same for a command that reads a few words.
+pub(crate) fn output_of(command: &mut Command, words: &str) -> io::Result<String> {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(
+            |error| io::Error::new(error.kind(), format!("{}: {error}", name(command.get_program()))),
+        )?;
+    if let Some(mut input) = child.stdin.take() {
+        // One that ends without reading says why itself.
+        let _ = input.write_all(words.as_bytes());
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(io::Error::other(format!("{} failed: {}", name(command.get_program()), said.trim_end())))
+}
+
+fn name(program: &OsStr) -> String {
+    Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned()
+}
+
+/// Implements what all servers can, on a field `process: Process` and a method `answers`.
 macro_rules! breakable {
     ($server:ident) => {
         impl $server {
-            /// Kills it at once, as a power cut would; what it kept stays for [`Self::restart`].
+            /// Kills all its processes at once, as a power cut would, and waits until they are gone; what it kept stays
+            /// for [`Self::restart`]. Nothing happens when it isn't running.
             ///
             /// # Errors
-            /// When the processes can't be ended.
+            /// When a process can't be ended.
             pub fn kill(&mut self) -> std::io::Result<()> {
-                self.process.take().map_or(Ok(()), $crate::process::Process::kill)
+                self.process.kill()
             }
 
-            /// Stops its processes in the middle of what they do.
+            /// Ends it in good order; what it kept stays for [`Self::restart`]. Nothing happens when it isn't running.
+            ///
+            /// # Errors
+            /// When it doesn't end within a minute and had to be killed.
+            pub fn stop(&mut self) -> std::io::Result<()> {
+                self.process.stop()
+            }
+
+            /// Stops all its processes in the middle of what they do: connections stay open and nothing answers.
             ///
             /// # Errors
             /// When it isn't running.
             pub fn pause(&self) -> std::io::Result<()> {
-                self.signal(rustix::process::Signal::STOP)
+                self.process.pause()
             }
 
             /// Lets them go on.
@@ -100,24 +238,17 @@ macro_rules! breakable {
             /// # Errors
             /// When it isn't running.
             pub fn resume(&self) -> std::io::Result<()> {
-                self.signal(rustix::process::Signal::CONT)
+                self.process.resume()
             }
 
             /// Starts it again on the same port with what it kept; kills it first if it runs.
             ///
             /// # Errors
-            /// When it doesn't come up.
+            /// When it doesn't come up: with the end of its log.
             pub fn restart(&mut self) -> std::io::Result<()> {
-                self.kill()?;
-                self.process = Some(self.run()?);
-                self.ready()
-            }
-
-            fn signal(&self, signal: rustix::process::Signal) -> std::io::Result<()> {
-                match &self.process {
-                    Some(process) => process.signal(signal),
-                    None => Err(std::io::Error::other("the server isn't running")),
-                }
+                self.process.kill()?;
+                let port = self.port.number();
+                self.process.start(|| Self::answers(port))
             }
         }
     };

@@ -2,10 +2,9 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 
-use tempfile::TempDir;
-
-use super::process::{Process, breakable};
-use super::{free_port, install, say, until};
+use super::install;
+use super::port::{Port, say};
+use super::process::{Process, Recipe, breakable};
 
 const PROGRAM: &str = "/usr/bin/redis-server";
 const PACKAGE: &str = "redis-server";
@@ -13,10 +12,9 @@ const PACKAGE: &str = "redis-server";
 /// A Redis that evicts nothing and writes nothing to disk, unless told to.
 #[derive(Debug)]
 pub struct Redis {
-    folder: TempDir,
-    port: u16,
-    settings: Vec<String>,
-    process: Option<Process>,
+    // Before the port, which is given back when nothing listens there any more.
+    process: Process,
+    port: Port,
 }
 
 impl Redis {
@@ -28,36 +26,33 @@ impl Redis {
         Self::start_with(&[])
     }
 
-    /// Starts one with settings of its own, as words of its command line.
+    /// Starts one with settings of its own, as words of its command line: `&["--appendonly", "yes", "--appendfsync",
+    /// "always"]` for one that loses nothing when it is killed.
     ///
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with(settings: &[&str]) -> io::Result<Self> {
         install(Path::new(PROGRAM), PACKAGE)?;
         let folder = tempfile::Builder::new().prefix("eventbucket-redis-").tempdir()?;
-        let settings = settings.iter().map(|word| (*word).to_owned()).collect();
-        let mut redis = Self { folder, port: free_port()?, settings, process: None };
-        redis.process = Some(redis.run()?);
-        redis.ready()?;
-        Ok(redis)
+        let port = Port::claim()?;
+        let mut command = Command::new(PROGRAM);
+        command.args(["--port", &port.number().to_string(), "--bind", "127.0.0.1", "--save", ""]);
+        command.args(["--maxmemory-policy", "noeviction", "--daemonize", "no"]);
+        command.arg("--dir").arg(folder.path()).args(settings);
+        let recipe = Recipe { name: "Redis", command, stop_signal: "TERM", after: String::new() };
+        let mut process = Process::new(folder, recipe)?;
+        process.start(|| Self::answers(port.number()))?;
+        Ok(Self { process, port })
     }
 
     /// Its address with the first database.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.port)
+        format!("redis://127.0.0.1:{}/0", self.port.number())
     }
 
-    fn run(&self) -> io::Result<Process> {
-        let mut command = Command::new(PROGRAM);
-        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-        command.args(["--appendonly", "no", "--maxmemory-policy", "noeviction", "--daemonize", "no"]);
-        command.arg("--dir").arg(self.folder.path()).args(&self.settings);
-        Process::start(&command, &self.folder.path().join("log"), "")
-    }
-
-    fn ready(&self) -> io::Result<()> {
-        until("Redis", || say(self.port, b"PING\r\n").is_ok_and(|answer| answer.starts_with(b"+PONG")))
+    fn answers(port: u16) -> bool {
+        say(port, b"PING\r\n").is_ok_and(|answer| answer.starts_with(b"+PONG"))
     }
 }
 

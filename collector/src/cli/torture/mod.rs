@@ -41,7 +41,7 @@ use crate::app::{self, FIRST_ACCOUNT};
 use crate::config::{Config, Flags};
 use crate::project::ProjectId;
 use crate::query;
-use crate::shutdown::Signals;
+use crate::shutdown::{Signal, Signals};
 use crate::store::NewProject;
 
 use super::failure::{FAILED, Failure, note};
@@ -96,11 +96,11 @@ pub(super) struct TortureArgs {
     /// Run the schedule of this seed alone
     #[arg(long, value_name = "SEED")]
     only: Option<u64>,
-    #[command(flatten)]
-    control: ControlArgs,
     /// Print a JSON object a line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    control: ControlArgs,
 }
 
 /// How the servers are killed and started; the command that starts one returns when it answers.
@@ -150,41 +150,23 @@ pub(super) async fn run(args: TortureArgs) -> Result<ExitCode, Failure> {
     let output = Output::new(args.json);
     let mut signals =
         Signals::listen().map_err(|error| Failure::because("listen to signals", error.to_string()))?;
-    // A run that is dropped takes its processes with it.
-    let figures = tokio::select! {
-        figures = all(&args, output) => figures?,
-        signal = signals.next() => {
-            return Err(Failure::because("finish the run", format!("{signal} received; its processes are ended")));
-        }
+    // What is dropped takes its processes with it.
+    let mut torture = tokio::select! {
+        torture = Torture::prepare(&args) => torture.map_err(|failure| failure.code(COULD_NOT_TRY))?,
+        signal = signals.next() => return Err(interrupted(signal)),
     };
+    let figures = tokio::select! {
+        figures = torture.run(&args, output) => figures,
+        signal = signals.next() => Err(interrupted(signal)),
+    };
+    torture.world.end().await;
+    let figures = figures?;
     figures.print(output)?;
     Ok(if figures.hold() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
-async fn all(args: &TortureArgs, output: Output) -> Result<Figures, Failure> {
-    let mut torture = Torture::prepare(args).await.map_err(|failure| failure.code(COULD_NOT_TRY))?;
-    let began = Instant::now();
-    let first = args.only.or(args.seed).unwrap_or_else(seed_of_now);
-    let schedules = if args.only.is_some() { 1 } else { args.schedules };
-    let mut figures = Figures::default();
-    let bar = report::bar(schedules);
-    for seed in (0..schedules).map(|number| first.wrapping_add(number)) {
-        bar.set_message(format!("seed {seed}"));
-        let schedule = Schedule::draw(seed, &torture.world.killable());
-        let outcome = torture.try_one(&schedule).await;
-        figures.add(&schedule, &outcome);
-        bar.suspend(|| report::print(output, &outcome))?;
-        bar.inc(1);
-        if !outcome.holds {
-            figures.failed(seed, replay(args, seed));
-            note(&format!("the processes' logs stay in {}", torture.world.keep_logs().display()));
-            break;
-        }
-    }
-    bar.finish_and_clear();
-    let audit_holds = if figures.hold() { Some(torture.audit().await?) } else { None };
-    figures.ended(began.elapsed(), audit_holds);
-    Ok(figures)
+fn interrupted(signal: Signal) -> Failure {
+    Failure::because("finish the run", format!("{signal} received; its processes are ended"))
 }
 
 fn seed_of_now() -> u64 {
@@ -219,6 +201,7 @@ impl Torture {
             bus: args.bus_url.clone(),
             cache: args.cache_url.clone(),
         };
+        addresses.check().map_err(|cause| Failure::usage("stand between", cause))?;
         let variables = [
             ("EVENTBUCKET_STORE_URL", &args.store_url),
             ("EVENTBUCKET_BUS_URL", &args.bus_url),
@@ -235,6 +218,32 @@ impl Torture {
         let resender = Resender::new().map_err(|error| Failure::because("make a client", error))?;
         let means = Means { bus: bus.clone(), cache: cache.clone(), resender: Arc::new(resender) };
         Ok(Self { world, means, servers: Servers { store, bus, cache } })
+    }
+
+    /// Runs one schedule after the other, to the first that fails, and audits what they left.
+    async fn run(&mut self, args: &TortureArgs, output: Output) -> Result<Figures, Failure> {
+        let began = Instant::now();
+        let first = args.only.or(args.seed).unwrap_or_else(seed_of_now);
+        let schedules = if args.only.is_some() { 1 } else { args.schedules };
+        let mut figures = Figures::default();
+        let bar = report::bar(schedules);
+        for seed in (0..schedules).map(|number| first.wrapping_add(number)) {
+            bar.set_message(format!("seed {seed}"));
+            let schedule = Schedule::draw(seed, &self.world.killable());
+            let outcome = self.try_one(&schedule).await;
+            figures.add(&schedule, &outcome);
+            bar.suspend(|| report::print(output, &outcome))?;
+            bar.inc(1);
+            if !outcome.holds {
+                figures.failed(seed, replay(args, seed));
+                note(&format!("the processes' logs stay in {}", self.world.keep_logs().display()));
+                break;
+            }
+        }
+        bar.finish_and_clear();
+        let audit_holds = if figures.hold() { Some(self.audit().await?) } else { None };
+        figures.ended(began.elapsed(), audit_holds);
+        Ok(figures)
     }
 
     /// Runs one schedule and judges what it left.

@@ -47,6 +47,7 @@ pub(super) struct Process {
 enum Order {
     Kill,
     Pause(Duration),
+    End,
 }
 
 /// What the process is at.
@@ -93,6 +94,13 @@ impl Process {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Ends it for good, and waits until nothing of it is left.
+    pub(super) async fn end(&mut self) {
+        self.order(Order::End);
+        // One that panicked has ended too, and its child with it.
+        let _ = (&mut self.keeper).await;
     }
 
     /// Takes what is known of ends that nobody ordered, once it had been serving.
@@ -184,6 +192,10 @@ impl Keeper {
                         // It may have ended this instant: then that was the kill.
                         let _ = child.kill().await;
                         return Some(End::Ordered);
+                    }
+                    Order::End => {
+                        let _ = child.kill().await;
+                        return None;
                     }
                     Order::Pause(time) => {
                         signal(&child, Signal::STOP);

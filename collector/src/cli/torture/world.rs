@@ -57,6 +57,20 @@ impl Addresses {
         }
     }
 
+    /// Refuses what names the server in its certificate: a process would find a proxy under another name.
+    pub(super) fn check(&self) -> Result<(), String> {
+        for server in Server::ALL {
+            let (text, ..) = self.of(server);
+            let named = ["amqps:", "rediss:"].iter().any(|scheme| text.starts_with(scheme));
+            if named || text.contains("sslmode=verify-full") {
+                return Err(format!(
+                    "the address of {server} asks for a certificate of its name, which no proxy has; give one without TLS"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Where a server listens.
     fn upstream(&self, server: Server) -> io::Result<String> {
         let (text, _, port) = self.of(server);
@@ -171,6 +185,13 @@ impl World {
         self.processes.values().flat_map(Process::take_ends).collect()
     }
 
+    /// Ends every process, and waits until they are gone.
+    pub(super) async fn end(&mut self) {
+        for process in self.processes.values_mut() {
+            process.end().await;
+        }
+    }
+
     /// Leaves the logs where they are, and says where.
     pub(super) fn keep_logs(&mut self) -> &Path {
         self.folder.keep = true;
@@ -227,6 +248,22 @@ mod tests {
         assert_eq!(through(Server::Redis), format!("redis://127.0.0.1:{port}/3"));
         let upstreams = Server::ALL.map(|server| addresses.upstream(server).unwrap());
         assert_eq!(upstreams, ["db.example:5432", "mq.example:5673", "cache.example:6379"]);
+    }
+
+    #[test]
+    fn an_address_whose_certificate_names_the_server_is_refused() {
+        let plain = Addresses {
+            store: "postgres://h/d?sslmode=require".to_owned(),
+            bus: "amqp://h".to_owned(),
+            cache: "redis://h".to_owned(),
+        };
+        assert_eq!(plain.check(), Ok(()));
+        let bus = Addresses { bus: "amqps://ann:secret@h".to_owned(), ..plain.clone() };
+        let store = Addresses { store: "postgres://h/d?sslmode=verify-full".to_owned(), ..plain };
+        for (addresses, server) in [(bus, "rabbitmq"), (store, "postgres")] {
+            let told = addresses.check().unwrap_err();
+            assert!(told.contains(server) && !told.contains("secret"), "{told}");
+        }
     }
 
     #[tokio::test]
