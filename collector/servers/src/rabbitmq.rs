@@ -32,6 +32,14 @@ impl RabbitMq {
     /// # Errors
     /// When it isn't installed and can't be, or doesn't come up.
     pub fn start() -> io::Result<Self> {
+        Self::start_with(&[], "[].")
+    }
+
+    /// Starts one with lines of its own in `rabbitmq.conf`, and for what has no name there a whole `advanced.config`.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(lines: &[&str], advanced: &str) -> io::Result<Self> {
         install(Path::new(PROGRAM), PACKAGE)?;
         let folder = tempfile::Builder::new().prefix("eventbucket-rabbitmq-").tempdir()?;
         let (port, dist_port, epmd_port) = (Port::claim()?, Port::claim()?, Port::claim()?);
@@ -44,7 +52,8 @@ impl RabbitMq {
             "listeners.tcp.1 = 127.0.0.1:{}\nloopback_users = none\nlog.console = false\ndisk_free_limit.absolute = 50MB\n",
             port.number()
         );
-        fs::write(folder.path().join("rabbitmq.conf"), settings)?;
+        fs::write(folder.path().join("rabbitmq.conf"), settings + &lines.join("\n") + "\n")?;
+        fs::write(folder.path().join("advanced.config"), advanced)?;
         let mut command = Command::new(PROGRAM);
         let path = folder.path().to_owned();
         environment(&mut command, &path, [&port, &dist_port, &epmd_port].map(Port::number));
@@ -161,9 +170,9 @@ fn environment(command: &mut Command, folder: &Path, [port, dist_port, epmd_port
         .env("RABBITMQ_MNESIA_BASE", at("mnesia"))
         .env("RABBITMQ_LOG_BASE", at("log"))
         .env("RABBITMQ_CONFIG_FILE", at("rabbitmq.conf"))
-        // Not the machine's own, in /etc/rabbitmq.
+        // Neither this nor the next is the machine's own, in /etc/rabbitmq.
         .env("RABBITMQ_CONF_ENV_FILE", at("no-environment"))
-        .env("RABBITMQ_ADVANCED_CONFIG_FILE", at("no-advanced.config"))
+        .env("RABBITMQ_ADVANCED_CONFIG_FILE", at("advanced.config"))
         .env("RABBITMQ_ENABLED_PLUGINS_FILE", at("enabled_plugins"))
         .env("RABBITMQ_PID_FILE", at("pid"))
         .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", ERLANG)

@@ -206,7 +206,11 @@ fn a_port_is_never_one_that_a_client_can_be_given() {
 
 #[test]
 fn rabbitmq_keeps_its_queues_and_goes_without_a_trace() {
-    let mut rabbit = RabbitMq::start().unwrap();
+    let advanced = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 1234}]}].";
+    let mut rabbit = RabbitMq::start_with(&["heartbeat = 17"], advanced).unwrap();
+    let settings = rabbit.control(&["environment"]).unwrap();
+    assert!(settings.contains("{dead_letter_worker_publisher_confirm_timeout,1234}"), "{settings}");
+    assert!(settings.contains("{heartbeat,17}"), "{settings}");
     assert!(rabbit.vhost("kept").unwrap().ends_with("/kept"));
     rabbit.vhost("with space").unwrap_err();
     let node = format!("eventbucket{}", port(&rabbit.url()));
