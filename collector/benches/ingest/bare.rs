@@ -6,7 +6,8 @@ use std::time::Instant;
 use eventbucket_collector::store::{DATABASE_FILE, SqliteOptions, Store};
 use rusqlite::{Connection, params};
 
-use crate::batches::{BATCH_EVENTS, events};
+use crate::batches::{BATCH_EVENTS, BATCHES};
+use crate::events::events;
 
 /// Inserts one round of events and returns events a second.
 pub(crate) fn insert_batches() -> f64 {
@@ -20,7 +21,7 @@ pub(crate) fn insert_batches() -> f64 {
              PRAGMA journal_size_limit = 67108864; PRAGMA foreign_keys = ON",
         )
         .unwrap();
-    let events: Vec<_> = events(0).collect();
+    let events: Vec<_> = events(0).take(BATCHES * BATCH_EVENTS).collect();
     let start = Instant::now();
     let mut position = 0_i64;
     for batch in events.chunks(BATCH_EVENTS) {

@@ -5,18 +5,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use eventbucket_protocol::codec::encode;
-use eventbucket_protocol::{BatchId, Event, EventId, Properties, Timestamp};
+use eventbucket_protocol::{BatchId, Event};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::events::events;
 use crate::process::Collector;
 
 /// Events in a batch.
 pub(crate) const BATCH_EVENTS: usize = 500;
 
 /// Batches in a round: 100,000 events.
-const BATCHES: usize = 200;
+pub(crate) const BATCHES: usize = 200;
 
 /// Connections, each sending the next batch when the last is answered.
 const CONNECTIONS: usize = 4;
@@ -25,30 +26,6 @@ const CONNECTIONS: usize = 4;
 pub(crate) enum Format {
     MessagePack,
     Json,
-}
-
-/// The events of a round, with ids and times as the SDK makes them: UUIDv7, about 386 B as JSON, 8 properties.
-pub(crate) fn events(round: usize) -> impl Iterator<Item = Event> {
-    let started = Timestamp::from_system(std::time::SystemTime::now()).ms();
-    (0..BATCHES * BATCH_EVENTS).map(move |i| {
-        let time = Timestamp::from_ms(started + (i / 100) as i64).unwrap();
-        let mut random = [0; 10];
-        random[..8].copy_from_slice(&(i as u64 ^ (round as u64) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-        let properties = json!({
-            "plan": "professional", "amount": 12.5, "items": i % 40, "paid": true, "city": "Wien",
-            "path": format!("/checkout/{}", i % 1000), "agent": "Mozilla/5.0 (X11; Linux x86_64)", "referrer": null,
-        });
-        Event {
-            id: EventId::v7(time.ms().cast_unsigned(), &random),
-            name: ["page_viewed", "order_paid", "cart_filled"][i % 3].to_owned(),
-            description: None,
-            user: Some(format!("user-{}", i % 5000)),
-            time,
-            stream: None,
-            correlation: None,
-            properties: Properties::trusted(properties.to_string()),
-        }
-    })
 }
 
 /// Whole requests, ready to be written.
@@ -60,7 +37,7 @@ pub(crate) struct Load {
 impl Load {
     pub(crate) fn make(format: Format, round: usize) -> Self {
         let salt = if format == Format::Json { 1_000 } else { 0 };
-        let events: Vec<Event> = events(round + salt).collect();
+        let events: Vec<Event> = events(round + salt).take(BATCHES * BATCH_EVENTS).collect();
         let bodies = events.chunks(BATCH_EVENTS).map(|chunk| body(format, chunk)).collect();
         Self { format, bodies }
     }

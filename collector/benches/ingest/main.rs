@@ -11,6 +11,7 @@
 
 mod bare;
 mod batches;
+mod events;
 mod process;
 mod singles;
 
