@@ -152,6 +152,7 @@ fn checks(figures: &ProjectFigures, stored_before: Option<u64>, counters: bool) 
         contiguous(figures),
         ranges(figures),
         balance(figures),
+        verdicts(figures),
         totals(figures),
         blocks(figures),
         live(figures),
@@ -277,12 +278,18 @@ fn balance(figures: &ProjectFigures) -> Check {
     Check::new("ledger_balances", figures.ranges.unbalanced.is_none() && ledger.balances(), detail)
 }
 
+fn verdicts(figures: &ProjectFigures) -> Check {
+    let unlike = figures.ranges.unlike.as_deref();
+    let detail = unlike.unwrap_or("what each range tells of its batch agrees with its figures");
+    Check::new("verdicts_agree", unlike.is_none(), detail)
+}
+
 fn totals(figures: &ProjectFigures) -> Check {
     let (rows, head) = (figures.ranges.ledger, figures.head_ledger);
     let detail = if rows == head {
         format!("the running totals equal the sum of the ranges: {} received", rows.received)
     } else {
-        format!("the running totals {head:?} differ from the sum of the ranges {rows:?}")
+        format!("the running totals ({head}) differ from the sum of the ranges ({rows})")
     };
     Check::new("ledger_totals_equal_ranges", rows == head, detail)
 }

@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 
-use crate::project::ProjectId;
+use eventbucket_protocol::EventId;
 
-use super::{Backend, Error, Ledger, Store};
+use super::batches::BatchPart;
+use super::{Backend, Error, Ledger, Store, StoredEvent};
+use crate::project::ProjectId;
 
 /// The live counters to hold against a recount: their `applied_to` and the count of each name.
 pub type CountersToCheck = BTreeMap<ProjectId, (u64, BTreeMap<String, u64>)>;
@@ -55,7 +57,7 @@ pub struct RowFigures {
     pub ids: u64,
     /// Rows whose key names another project than the row does.
     pub misplaced: u64,
-    /// Rows that a read would refuse.
+    /// Rows that a read would refuse, or that no collector would have stored.
     pub unreadable: u64,
     /// The first of them, in words.
     pub unreadable_example: Option<String>,
@@ -74,6 +76,63 @@ pub struct RangeFigures {
     pub gap: Option<String>,
     /// The first row whose own figures don't add up, in words.
     pub unbalanced: Option<String>,
+    /// The first row that tells something else of its batch than its figures, in words.
+    pub unlike: Option<String>,
+}
+
+/// A `ranges` row; rows are told in the order of their positions.
+pub(super) struct RangeRow {
+    pub(super) id: u64,
+    pub(super) first: u64,
+    pub(super) last: u64,
+    pub(super) ledger: Ledger,
+    pub(super) batch: BatchPart,
+}
+
+impl RangeFigures {
+    pub(super) fn add(&mut self, row: &RangeRow) {
+        let RangeRow { id, first, last, ledger, .. } = row;
+        if *first != self.last.saturating_add(1) && self.gap.is_none() {
+            self.gap = Some(format!("range {id} begins at {first}, the one before ended at {}", self.last));
+        }
+        let grown = last.checked_add(1) == first.checked_add(ledger.stored);
+        if !(ledger.balances() && grown) && self.unbalanced.is_none() {
+            self.unbalanced = Some(format!("range {id} from {first} to {last} says {ledger}"));
+        }
+        if self.unlike.is_none() {
+            let told = |complaint| format!("range {id}: {complaint}");
+            self.unlike = row.batch.complaint(ledger).map(told);
+        }
+        self.last = *last;
+        self.ledger += *ledger;
+    }
+}
+
+impl RowFigures {
+    /// Notes what a read of a row came to.
+    pub(super) fn add_read(&mut self, read: Result<StoredEvent, Error>) -> Result<(), Error> {
+        let example = match read {
+            Ok(event) => match complaint(&event) {
+                None => return Ok(()),
+                Some(complaint) => format!("the event at {}: {complaint}", event.position),
+            },
+            Err(Error::Unreadable { what }) => what.to_string(),
+            Err(error) => return Err(error),
+        };
+        self.unreadable += 1;
+        self.unreadable_example.get_or_insert(example);
+        Ok(())
+    }
+}
+
+/// Says what no collector would have stored.
+fn complaint(event: &StoredEvent) -> Option<String> {
+    let id = &event.event.id;
+    let hashed = id.text().map(|text| EventId::from_text(text).uuid());
+    if hashed.is_some_and(|hashed| hashed != id.uuid()) {
+        return Some(format!("its identity is not that of its text {:?}", id.text().unwrap_or_default()));
+    }
+    event.event.check().err().map(|reason| reason.message.into_owned())
 }
 
 /// Everything an audit reads, from one snapshot.

@@ -1,6 +1,7 @@
+use eventbucket_protocol::limits::BATCH_EVENTS_MAX;
 use eventbucket_protocol::{BatchId, Code, Reason, Verdict};
 
-use super::{Backend, Error, Store};
+use super::{Backend, Error, Ledger, Store};
 use crate::bus::message::Refused;
 use crate::project::ProjectId;
 
@@ -86,18 +87,67 @@ fn word(verdict: &Verdict) -> &'static str {
 }
 
 fn read_verdicts(part: &BatchPart, verdicts: &mut Vec<Verdict>) -> Result<(), Error> {
-    let count = |events: u64| usize::try_from(events).unwrap_or(usize::MAX);
-    let Some(text) = &part.verdicts else {
-        verdicts.extend(std::iter::repeat_n(Verdict::Stored, count(part.events)));
-        return Ok(());
-    };
-    for run in text.split(',') {
-        let read =
-            run.split_once('*').and_then(|(word, count)| Some((read_word(word)?, count.parse().ok()?)));
-        let (verdict, count): (Verdict, usize) = read.ok_or_else(|| unreadable(text))?;
+    for run in part.runs() {
+        let (verdict, count) = run?;
+        let count = usize::try_from(count).unwrap_or(usize::MAX).min(BATCH_EVENTS_MAX);
         verdicts.extend(std::iter::repeat_n(verdict, count));
     }
     Ok(())
+}
+
+/// The runs of a text like `stored*400,duplicate*100`, in order.
+fn runs(text: &str) -> impl Iterator<Item = Result<(Verdict, u64), Error>> + '_ {
+    text.split(',').map(move |run| {
+        let read =
+            run.split_once('*').and_then(|(word, count)| Some((read_word(word)?, count.parse().ok()?)));
+        read.ok_or_else(|| unreadable(text))
+    })
+}
+
+/// Counts the stored ones before a place in the verdicts of a batch: what to add to its range's first position to get the
+/// place's own.
+pub(super) fn stored_before(verdicts: Option<&str>, place: u64) -> Result<u64, Error> {
+    let Some(text) = verdicts else { return Ok(place) };
+    let (mut at, mut stored) = (0_u64, 0);
+    for run in runs(text) {
+        let (verdict, count) = run?;
+        if verdict == Verdict::Stored {
+            stored += count.min(place.saturating_sub(at));
+        }
+        at = at.saturating_add(count);
+    }
+    Ok(stored)
+}
+
+impl BatchPart {
+    fn runs(&self) -> impl Iterator<Item = Result<(Verdict, u64), Error>> + '_ {
+        let all_stored = self.verdicts.is_none().then_some(Ok((Verdict::Stored, self.events)));
+        all_stored.into_iter().chain(self.verdicts.iter().flat_map(|text| runs(text)))
+    }
+
+    /// Says what in the row disagrees with its figures, if anything does.
+    pub(super) fn complaint(&self, ledger: &Ledger) -> Option<String> {
+        if self.part >= self.parts {
+            return Some(format!("it is part {} of {}", self.part, self.parts));
+        }
+        let mut told = Ledger::default();
+        for run in self.runs() {
+            let Ok((verdict, count)) = run else { return run.err().map(|error| error.to_string()) };
+            let figure = match verdict {
+                Verdict::Stored => &mut told.stored,
+                Verdict::Duplicate { .. } => &mut told.duplicate,
+                _ => &mut told.quarantined,
+            };
+            *figure = figure.saturating_add(count);
+        }
+        match read_refused(self.refused.as_deref()) {
+            Ok(refused) => told.rejected = refused.len() as u64,
+            Err(error) => return Some(error.to_string()),
+        }
+        let told_of = told.stored.saturating_add(told.duplicate).saturating_add(told.quarantined);
+        told.received = told_of.saturating_add(told.rejected);
+        (told != *ledger).then(|| format!("its verdicts tell of {told}, its figures of {ledger}"))
+    }
 }
 
 fn read_word(word: &str) -> Option<Verdict> {
@@ -167,6 +217,17 @@ mod tests {
         assert_eq!(found.len(), 7);
         assert_eq!(record(&parts[..1]).unwrap(), BatchRecord::Pending);
         assert_eq!(record(&parts[1..]).unwrap(), BatchRecord::Pending);
+    }
+
+    #[test]
+    fn runs_lead_to_what_was_stored() {
+        let (stored, differs) = (Verdict::Stored, Verdict::Duplicate { differs: true });
+        let twice = Verdict::Duplicate { differs: false };
+        let text = verdicts_text(&[stored.clone(), stored.clone(), twice, differs, stored]);
+        let offsets: Vec<u64> = (0..5).map(|place| stored_before(text.as_deref(), place).unwrap()).collect();
+        assert_eq!(offsets, [0, 1, 2, 2, 2]);
+        assert_eq!(stored_before(None, 7).unwrap(), 7);
+        assert!(stored_before(Some("stored*x"), 1).is_err());
     }
 
     #[test]

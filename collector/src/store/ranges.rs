@@ -1,3 +1,5 @@
+use std::fmt;
+
 use serde::Serialize;
 
 use super::{Backend, Error, Store};
@@ -23,17 +25,28 @@ impl Ledger {
     /// Says whether every event that came in has one verdict.
     #[must_use]
     pub fn balances(&self) -> bool {
-        self.received == self.stored + self.duplicate + self.quarantined + self.rejected
+        let verdicts = [self.stored, self.duplicate, self.quarantined, self.rejected];
+        Some(self.received) == verdicts.into_iter().try_fold(0, u64::checked_add)
     }
 }
 
+/// `received 5, stored 3, duplicate 1, quarantined 0, rejected 1`.
+impl fmt::Display for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { received, stored, duplicate, quarantined, rejected } = self;
+        write!(f, "received {received}, stored {stored}, duplicate {duplicate}, ")?;
+        write!(f, "quarantined {quarantined}, rejected {rejected}")
+    }
+}
+
+/// Figures that were tampered with stop at the largest number instead of wrapping around.
 impl std::ops::AddAssign for Ledger {
     fn add_assign(&mut self, other: Self) {
-        self.received += other.received;
-        self.stored += other.stored;
-        self.duplicate += other.duplicate;
-        self.quarantined += other.quarantined;
-        self.rejected += other.rejected;
+        self.received = self.received.saturating_add(other.received);
+        self.stored = self.stored.saturating_add(other.stored);
+        self.duplicate = self.duplicate.saturating_add(other.duplicate);
+        self.quarantined = self.quarantined.saturating_add(other.quarantined);
+        self.rejected = self.rejected.saturating_add(other.rejected);
     }
 }
 

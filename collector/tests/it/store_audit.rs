@@ -51,7 +51,7 @@ async fn a_sound_store_holds_and_progress_reaches_the_end() {
     assert!(found.holds(), "{found:#?}");
     let of_shop = found.projects.iter().find(|one| one.project_id == shop).unwrap();
     assert_eq!((of_shop.stored, of_shop.position, of_shop.applied_to), (45, 45, 45));
-    assert_eq!(of_shop.checks.len(), 14);
+    assert_eq!(of_shop.checks.len(), 15);
     let seen = seen.lock().unwrap();
     assert_eq!((seen.first(), seen.last()), (Some(&(0, 52)), Some(&(52, 52))));
 }
@@ -114,9 +114,41 @@ async fn a_changed_range_is_found() {
 }
 
 #[tokio::test]
+async fn a_range_that_tells_something_else_of_its_batch_is_found() {
+    for change in [
+        "verdicts = 'stored*5'",
+        "verdicts = NULL",
+        "verdicts = 'duplicate*40,stored*9223372036854775807'",
+        "refused = 'garbage'",
+        "refused = NULL",
+        "batch = x'00'",
+        "part = 9",
+    ] {
+        let failed =
+            failed_after(&format!("UPDATE ranges SET {change} WHERE project = 1 AND first = 41")).await;
+        assert_eq!(failed, ["verdicts_agree"], "{change}");
+    }
+}
+
+#[tokio::test]
+async fn figures_too_large_to_add_up_are_found() {
+    let most = i64::MAX;
+    let failed =
+        failed_after(&format!("UPDATE ranges SET received = {most}, duplicate = {most} WHERE project = 1"))
+            .await;
+    assert_eq!(failed, ["ledger_balances", "verdicts_agree", "ledger_totals_equal_ranges"]);
+}
+
+#[tokio::test]
+async fn a_row_at_the_last_key_there_is_ends_the_walk() {
+    let failed = failed_after("UPDATE event SET key = 9223372036854775807 WHERE key = (1 << 40 | 17)").await;
+    assert!(failed.contains(&"positions_are_dense"), "{failed:?}");
+}
+
+#[tokio::test]
 async fn a_range_that_does_not_add_up_is_found() {
     let failed = failed_after("UPDATE ranges SET rejected = 1 WHERE project = 1 AND first = 41").await;
-    assert_eq!(failed, ["ledger_balances", "ledger_totals_equal_ranges"]);
+    assert_eq!(failed, ["ledger_balances", "verdicts_agree", "ledger_totals_equal_ranges"]);
 }
 
 #[tokio::test]
@@ -157,7 +189,7 @@ async fn the_same_id_twice_is_found_without_the_index_that_forbids_it() {
     )
     .unwrap_or_else(|error| panic!("{error}"));
     let found = audit(&store, None, |_, _| {}).await.unwrap();
-    assert_eq!(failed(&found, shop), ["ids_are_unique"]);
+    assert_eq!(failed(&found, shop), ["rows_can_be_read", "ids_are_unique"], "its text is another's too");
 }
 
 /// Damages a sound store by SQL and returns which checks of the store as a whole fail, and what the first of them says.
@@ -244,6 +276,14 @@ async fn rows_that_cannot_be_read_are_found_and_named_by_reads() {
         let order = EventOrder::ByPosition { after: 10 };
         let told = store.events(shop, &EventFilter::default(), order, 20).await.unwrap_err().to_string();
         assert!(told.contains("position 17") && told.contains(word), "{sql}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_no_collector_would_have_stored_is_found() {
+    for change in ["id_text = 'other'", "user = ''"] {
+        let failed = failed_after(&format!("UPDATE event SET {change} WHERE key = (1 << 40 | 17)")).await;
+        assert_eq!(failed, ["rows_can_be_read"], "{change}");
     }
 }
 

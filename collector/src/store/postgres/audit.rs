@@ -5,12 +5,14 @@ use futures_util::TryStreamExt;
 use tokio_postgres::types::ToSql;
 
 use super::counts::{COUNTS, HOUR};
-use super::events::{COLUMNS, POSITION_MAX, read_event, read_ledger};
+use super::events::{COLUMNS, POSITION_MAX, read_event, read_ledger, small};
 use super::pool::Lease;
 use super::segments::spans;
 use super::{BLOCK_BITS, Postgres, int, project_id, project_number, soundness, uint};
 use crate::project::ProjectId;
-use crate::store::{AuditFigures, CountersToCheck, Error, ProjectFigures, RowFigures};
+use crate::store::audit::RangeRow;
+use crate::store::batches::BatchPart;
+use crate::store::{AuditFigures, CountersToCheck, Error, ProjectFigures, RowFigures, StoredEvent};
 
 /// Positions walked between two reports of progress: about 100 ms.
 const SLICE: u64 = 50_000;
@@ -109,24 +111,22 @@ async fn read_ranges(
     projects: &mut BTreeMap<ProjectId, ProjectFigures>,
 ) -> Result<(), Error> {
     let select =
-        "SELECT received, stored, duplicate, quarantined, rejected, project, id, first, last FROM ranges
-         ORDER BY project, first, last";
+        "SELECT received, stored, duplicate, quarantined, rejected, project, id, first, last, part, parts, verdicts, refused
+         FROM ranges ORDER BY project, first, last";
     let none: [&(dyn ToSql + Sync); 0] = [];
     let mut rows = pin!(lease.query_raw(select, none).await?);
     while let Some(row) = rows.try_next().await? {
-        let ranges = &mut projects.entry(project_id(row.try_get(5)?)).or_default().ranges;
-        let (id, first, last): (i64, u64, u64) =
-            (row.try_get(6)?, uint(row.try_get(7)?), uint(row.try_get(8)?));
         let ledger = read_ledger(&row, 0)?;
-        if first != ranges.last + 1 && ranges.gap.is_none() {
-            ranges.gap =
-                Some(format!("range {id} begins at {first}, the one before ended at {}", ranges.last));
-        }
-        if (!ledger.balances() || last + 1 != first + ledger.stored) && ranges.unbalanced.is_none() {
-            ranges.unbalanced = Some(format!("range {id} from {first} to {last} says {ledger:?}"));
-        }
-        ranges.last = last;
-        ranges.ledger += ledger;
+        let number = |column| -> Result<u64, Error> { Ok(uint(row.try_get(column)?)) };
+        let batch = BatchPart {
+            part: small(row.try_get(9)?),
+            parts: small(row.try_get(10)?),
+            events: ledger.received.saturating_sub(ledger.rejected),
+            verdicts: row.try_get(11)?,
+            refused: row.try_get(12)?,
+        };
+        let range = RangeRow { id: number(6)?, first: number(7)?, last: number(8)?, ledger, batch };
+        projects.entry(project_id(row.try_get(5)?)).or_default().ranges.add(&range);
     }
     Ok(())
 }
@@ -269,16 +269,17 @@ impl Walk<'_> {
         let values: [&(dyn ToSql + Sync); 3] = [&project_number(self.project), &int(after), &int(last)];
         let mut found = pin!(self.lease.query_raw(&sql, values).await?);
         while let Some(row) = found.try_next().await? {
-            let example = match read_event(&row, self.project) {
-                Ok(event) if span.is_some_and(|span| (span.first..=span.last).contains(&event.position)) => {
-                    continue;
-                }
-                Ok(event) => format!("the event at {} is in the wrong segment, {segment}", event.position),
-                Err(Error::Unreadable { what }) => what.to_string(),
-                Err(error) => return Err(error),
+            let inside = |event: &StoredEvent| {
+                span.is_some_and(|span| (span.first..=span.last).contains(&event.position))
             };
-            self.figures.rows.unreadable += 1;
-            self.figures.rows.unreadable_example.get_or_insert(example);
+            let read = read_event(&row, self.project).and_then(|event| match inside(&event) {
+                true => Ok(event),
+                false => {
+                    let at = event.position;
+                    Err(Error::unreadable(format!("the event at {at}, in the wrong segment {segment}")))
+                }
+            });
+            self.figures.rows.add_read(read)?;
         }
         Ok(())
     }

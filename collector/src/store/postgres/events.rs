@@ -5,9 +5,9 @@ use uuid::Uuid;
 
 use super::pool::Lease;
 use super::segments::{Span, spans};
-use super::{BLOCK_BITS, Postgres, int, project_number, runs, uint};
+use super::{BLOCK_BITS, Postgres, int, project_number, uint};
 use crate::project::ProjectId;
-use crate::store::batches::BatchPart;
+use crate::store::batches::{BatchPart, stored_before};
 use crate::store::{Error, EventFilter, EventOrder, EventPage, Ledger, StoredEvent};
 
 /// Events of a page in memory: 4 MiB; a page of large events ends before its limit.
@@ -82,7 +82,7 @@ impl Postgres {
         let number = project_number(project);
         let Some(row) = lease.query_opt(&select, &[&number, &id]).await? else { return Ok(None) };
         let (first, place) = (uint(row.try_get(0)?), uint(row.try_get::<_, i32>(2)?.into()));
-        let position = first + runs::stored_before(row.try_get(1)?, place)?;
+        let position = first + stored_before(row.try_get(1)?, place)?;
         let holds = |span: &Span| (span.first..=span.last).contains(&position);
         let Some(span) = spans(&mut lease, project).await?.into_iter().find(holds) else { return Ok(None) };
         let sql =
@@ -104,7 +104,6 @@ impl Postgres {
              WHERE project = $1 AND batch = $2 ORDER BY part, first, last, id";
         let select = lease.prepared(select).await?;
         let rows = lease.query(&select, &[&project_number(project), &batch.uuid()]).await?;
-        let small = |number: i32| u16::try_from(number).unwrap_or(u16::MAX);
         let read = |row: Row| {
             Ok(BatchPart {
                 part: small(row.try_get(0)?),
@@ -325,4 +324,9 @@ fn column<'r, T: FromSql<'r>>(row: &'r Row, index: usize, name: &str) -> Result<
 fn time(row: &Row, index: usize, name: &str) -> Result<Timestamp, String> {
     let ms = column(row, index, name)?;
     Timestamp::from_ms(ms).ok_or_else(|| format!("its {name} is {ms}, which is no time"))
+}
+
+/// A part's number; one that was tampered with is none.
+pub(super) fn small(number: i32) -> u16 {
+    u16::try_from(number).unwrap_or(u16::MAX)
 }

@@ -36,9 +36,6 @@ mod rebuild;
 /// Drops old events.
 mod retention;
 
-/// Verdicts as they are kept.
-mod runs;
-
 /// The parts of the log that are dropped as a whole.
 mod segments;
 

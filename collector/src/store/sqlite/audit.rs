@@ -8,10 +8,15 @@ use super::counts::{COUNTS, hour_sql};
 use super::events::{COLUMNS, CORRECTED_MS, read_event};
 use super::{POSITION_BITS, Sqlite, int, key, open, position, soundness, uint};
 use crate::project::ProjectId;
+use crate::store::audit::RangeRow;
+use crate::store::batches::BatchPart;
 use crate::store::{AuditFigures, CountersToCheck, Error, Ledger, ProjectFigures, RowFigures};
 
 /// Positions walked between two reports of progress: about 50 ms.
 const SLICE: u64 = 50_000;
+
+/// Bytes of a batch's id.
+const ID_BYTES: u32 = 16;
 
 /// What a walk adds up goes to temporary tables, which SQLite moves to a file of its own when they outgrow 16 MiB: memory
 /// stays bounded however long the log is.
@@ -112,13 +117,14 @@ fn read_ranges(
     projects: &mut BTreeMap<ProjectId, ProjectFigures>,
 ) -> Result<(), Error> {
     let mut select = snapshot.prepare(
-        "SELECT project, id, first, last, received, stored, duplicate, quarantined, rejected FROM ranges ORDER BY id",
+        "SELECT project, id, first, last, received, stored, duplicate, quarantined, rejected, part, parts,
+                verdicts, refused, length(batch)
+         FROM ranges ORDER BY id",
     )?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
+        let figures = projects.entry(ProjectId(row.get(0)?)).or_default();
         let number = |column| row.get(column).map(uint);
-        let ranges = &mut projects.entry(ProjectId(row.get(0)?)).or_default().ranges;
-        let (id, first, last) = (number(1)?, number(2)?, number(3)?);
         let ledger = Ledger {
             received: number(4)?,
             stored: number(5)?,
@@ -126,15 +132,19 @@ fn read_ranges(
             quarantined: number(7)?,
             rejected: number(8)?,
         };
-        if first != ranges.last + 1 && ranges.gap.is_none() {
-            ranges.gap =
-                Some(format!("range {id} begins at {first}, the one before ended at {}", ranges.last));
+        let batch = BatchPart {
+            part: row.get(9)?,
+            parts: row.get(10)?,
+            events: ledger.received.saturating_sub(ledger.rejected),
+            verdicts: row.get(11)?,
+            refused: row.get(12)?,
+        };
+        let range = RangeRow { id: number(1)?, first: number(2)?, last: number(3)?, ledger, batch };
+        figures.ranges.add(&range);
+        if row.get::<_, Option<u32>>(13)? != Some(ID_BYTES) {
+            let what = format!("range {}: its batch id is not {ID_BYTES} bytes", range.id);
+            figures.ranges.unlike.get_or_insert(what);
         }
-        if (!ledger.balances() || last + 1 != first + ledger.stored) && ranges.unbalanced.is_none() {
-            ranges.unbalanced = Some(format!("range {id} from {first} to {last} says {ledger:?}"));
-        }
-        ranges.last = last;
-        ranges.ledger += ledger;
     }
     Ok(())
 }
@@ -148,7 +158,9 @@ fn projects_of_rows(snapshot: &Connection) -> Result<BTreeSet<ProjectId>, Error>
         let id = u32::try_from(project)
             .map_err(|_| Error::corrupt(format!("row {key} of the log belongs to no project")))?;
         found.insert(ProjectId(id));
-        from = (project + 1) << POSITION_BITS;
+        // The largest keys there can be are those of the last project.
+        let Some(next) = (project + 1).checked_mul(1 << POSITION_BITS) else { break };
+        from = next;
     }
     Ok(found)
 }
@@ -234,14 +246,7 @@ fn read_rows(snapshot: &Connection, figures: &mut RowFigures, after: i64, last: 
     let mut select = snapshot.prepare_cached(&sql)?;
     let mut rows = select.query([after, last])?;
     while let Some(row) = rows.next()? {
-        match read_event(row) {
-            Ok(_) => {}
-            Err(Error::Unreadable { what }) => {
-                figures.unreadable += 1;
-                figures.unreadable_example.get_or_insert_with(|| what.to_string());
-            }
-            Err(error) => return Err(error),
-        }
+        figures.add_read(read_event(row))?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use eventbucket_protocol::Timestamp;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 use uuid::Uuid;
 
 use super::place::log_of;
@@ -120,7 +120,9 @@ pub(super) fn reader(options: &SqliteOptions) -> Result<Connection, Error> {
 
 /// Reads the log's epoch.
 pub(super) fn epoch(connection: &Connection) -> Result<Uuid, Error> {
-    let id: [u8; 16] = connection.query_row("SELECT id FROM epoch", [], |row| row.get(0))?;
+    let id: Option<[u8; 16]> =
+        connection.query_row("SELECT id FROM epoch", [], |row| row.get(0)).optional()?;
+    let id = id.ok_or_else(|| Error::corrupt("the row that names its epoch is gone; restore a backup"))?;
     Ok(Uuid::from_bytes(id))
 }
 
