@@ -110,6 +110,31 @@ async fn a_deleted_write_ahead_log_costs_no_confirmed_event() {
 }
 
 #[tokio::test]
+async fn a_deleted_index_of_the_log_stops_the_writer_before_it_meets_another() {
+    let mut collector = Collector::start();
+    for name in ["first", "second"] {
+        collector.send(json!({ "name": name })).await;
+    }
+    fs::remove_file(collector.folder().join("eventbucket.db-shm")).unwrap();
+    // It makes the index anew and writes to the same log.
+    let made = collector.beside(&["project", "create", "beside", "--json"]);
+    assert_eq!(made.code, 0, "{made:?}");
+    let url = format!("{}/v1/events", collector.url());
+    let send = http().post(url).bearer_auth(&collector.keys().write).json(&json!({ "name": "third" }));
+    let refused = send.send().await.unwrap();
+    assert_eq!(refused.status(), 503);
+    let told = refused.text().await.unwrap();
+    assert!(told.contains("eventbucket.db-shm"), "{told}");
+    assert!(collector.terminate().success(), "{}", collector.logged());
+    collector.restart();
+    let listed = collector.beside(&["project", "list"]);
+    assert!(listed.stdout.contains("beside"), "{listed:?}");
+    collector.send(json!({ "name": "third" })).await;
+    let audited = collector.beside(&["audit", "--json"]).json();
+    assert_eq!(audited["projects"][0]["stored"], 3, "{audited}");
+}
+
+#[tokio::test]
 async fn a_database_deleted_beside_its_write_ahead_log_is_not_made_anew() {
     let at = Movable::start().await;
     let after = at.around.path().join("after");

@@ -3,6 +3,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use eventbucket_protocol::Timestamp;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 use uuid::Uuid;
 
@@ -114,8 +115,15 @@ pub(super) fn reader(options: &SqliteOptions) -> Result<Connection, Error> {
     refuse_missing(&options.file)?;
     let connection = connect(options, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     require_schema(&connection, &options.file)?;
+    leave_log(&connection, true)?;
     connection.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
     Ok(connection)
+}
+
+/// Whether closing leaves the log as it is. Otherwise the last to close folds it into the file, by the index it has.
+pub(super) fn leave_log(connection: &Connection, leave: bool) -> Result<(), Error> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leave)?;
+    Ok(())
 }
 
 /// Reads the log's epoch.

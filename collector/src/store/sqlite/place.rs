@@ -43,30 +43,38 @@ impl Opened {
 pub(super) struct Place {
     pub(super) database: Opened,
     log: Opened,
+    /// What the processes at one database share of its log: with another, two of them would write over each other.
+    shared: Opened,
 }
 
 impl Place {
     /// Remembers the files of a database that has just been opened for writing.
     pub(super) fn of(file: &Path) -> Result<Self, Error> {
-        Ok(Self { database: Opened::at(file)?, log: Opened::at(&log_of(file))? })
+        let shared = Opened::at(&beside(file, "-shm"))?;
+        Ok(Self { database: Opened::at(file)?, log: Opened::at(&log_of(file))?, shared })
     }
 
-    /// Makes sure that both files are where they were. Two questions to the system, about 2 us.
+    /// Makes sure that all files are where they were. Three questions to the system, about 3 us.
     pub(super) fn check(&self) -> Result<(), Error> {
         self.database.check()?;
-        self.log.check()
+        self.log.check()?;
+        self.shared.check()
     }
 
     /// Says whether only the write-ahead log is missing: then what is in it can be saved into the database.
     pub(super) fn lacks_log_alone(&self) -> bool {
-        self.database.check().is_ok() && identity(&self.log.path).is_none()
+        self.database.check().is_ok() && self.shared.check().is_ok() && identity(&self.log.path).is_none()
     }
 }
 
 /// The path of a database's write-ahead log.
 pub(super) fn log_of(file: &Path) -> PathBuf {
+    beside(file, "-wal")
+}
+
+fn beside(file: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(file);
-    name.push("-wal");
+    name.push(ending);
     PathBuf::from(name)
 }
 

@@ -182,7 +182,8 @@ impl WriterThread {
     }
 
     fn try_commit(&mut self, group: &mut [Member]) -> Result<(), Error> {
-        if self.moved {
+        // Another process that found one of them missing has made it anew by now: both would write to the same log.
+        if self.connection.is_some() {
             self.look_for_files()?;
         }
         let Some(connection) = &self.connection else { return Err(self.current_fault()) };
@@ -204,6 +205,9 @@ impl WriterThread {
         if self.moved == found.is_ok() {
             self.moved = found.is_err();
             self.set_fault(found.as_ref().err().cloned());
+            if let Some(connection) = &self.connection {
+                open::leave_log(connection, self.moved)?;
+            }
             match &found {
                 Ok(()) => tracing::info!("the database is back in its place"),
                 Err(error) => self.save_log(error),

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::codec::seen::Seen;
+use crate::codec::{shown, told};
 use crate::limits::{DEPTH_MAX, EVENT_BYTES_MAX, KEY_CHARS_MAX, KEYS_MAX};
 use crate::{Code, Reason};
 
@@ -42,9 +43,10 @@ impl From<Fault> for Reason {
                 Code::InvalidProperties,
                 format!("a key in properties is empty or longer than {KEY_CHARS_MAX} characters"),
             ),
-            Fault::DuplicateKey(key) => {
-                Self::new(Code::DuplicateKey, format!("key {key:?} stands twice in one object; keep one"))
-            }
+            Fault::DuplicateKey(key) => Self::new(
+                Code::DuplicateKey,
+                format!("key {} stands twice in one object; keep one", shown(&key)),
+            ),
             Fault::Nul => {
                 invalid("properties contain a NUL character (\\u0000), which databases can't hold; remove it")
             }
@@ -74,7 +76,7 @@ pub(crate) fn json_object(json: &str) -> Result<usize, Reason> {
     let mut parser = serde_json::Deserializer::from_str(json);
     let read = Node { walk: &mut walk, depth: 0 }.deserialize(&mut parser).and_then(|()| parser.end());
     let keys = walk.keys;
-    walk.finish(read.map_err(|error| format!("properties aren't valid JSON: {error}"))).map(|_| keys)
+    walk.finish(read.map_err(|error| format!("properties aren't valid JSON: {}", told(&error)))).map(|_| keys)
 }
 
 /// Checks a MessagePack value and returns it as JSON text.
@@ -83,7 +85,8 @@ pub(crate) fn messagepack_object(bytes: &[u8]) -> Result<String, Reason> {
     let mut walk = Walk { json: Some(Vec::with_capacity(bytes.len() + bytes.len() / 4)), ..Walk::default() };
     let mut parser = rmp_serde::Deserializer::from_read_ref(bytes);
     let read = Node { walk: &mut walk, depth: 0 }.deserialize(&mut parser);
-    let json = walk.finish(read.map_err(|error| format!("properties aren't valid MessagePack: {error}")))?;
+    let json =
+        walk.finish(read.map_err(|error| format!("properties aren't valid MessagePack: {}", told(&error))))?;
     Ok(String::from_utf8(json).expect("serde_json writes UTF-8"))
 }
 

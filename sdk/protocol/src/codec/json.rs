@@ -5,7 +5,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{DecodeError, batch_id_from_text, event_id_from_text, invalid_time, unknown_field_beside_events};
+use super::{
+    DecodeError, batch_id_from_text, event_id_from_text, invalid_time, told, unknown_field_beside_events,
+};
 use crate::event::check_size;
 use crate::limits::BATCH_EVENTS_MAX;
 use crate::{BatchId, Code, Properties, RawBatch, RawEvent, Reason, Timestamp};
@@ -70,7 +72,7 @@ fn event(json: &str) -> Result<RawEvent<'_>, Reason> {
         return Err(Reason::new(Code::InvalidEvent, "expected an event as an object, {\"name\": …}"));
     }
     let fields: Fields<'_> =
-        serde_json::from_str(json).map_err(|error| Reason::new(Code::InvalidEvent, error.to_string()))?;
+        serde_json::from_str(json).map_err(|error| Reason::new(Code::InvalidEvent, told(&error)))?;
     Ok(RawEvent {
         id: fields.id.as_deref().map(event_id_from_text).transpose()?,
         name: fields.name,
@@ -117,7 +119,7 @@ fn malformed(error: &serde_json::Error, text: &str, received: usize) -> DecodeEr
     if error.is_eof() || cut_in_a_number(error, text) {
         return DecodeError::Truncated { received };
     }
-    DecodeError::Malformed { format: "JSON", message: error.to_string().into() }
+    DecodeError::Malformed { format: "JSON", message: told(error).into() }
 }
 
 /// A number cut behind its sign, point or exponent is the one end that serde_json calls invalid instead.

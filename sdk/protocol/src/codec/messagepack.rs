@@ -4,7 +4,8 @@ use rmp::Marker;
 use uuid::Uuid;
 
 use super::{
-    DecodeError, batch_id_from_text, check, event_id_from_text, invalid_time, unknown_field_beside_events,
+    DecodeError, batch_id_from_text, check, event_id_from_text, invalid_time, shown,
+    unknown_field_beside_events,
 };
 use crate::event::check_size;
 use crate::limits::BATCH_EVENTS_MAX;
@@ -75,7 +76,7 @@ fn event(bytes: &[u8]) -> Result<RawEvent<'_>, Reason> {
     for _ in 0..reader.map_len()? {
         let key = reader.text()?;
         let Some(field) = FIELDS.iter().position(|field| *field == key) else {
-            let message = format!("unknown field {key:?}, expected one of {}", FIELDS.join(", "));
+            let message = format!("unknown field {}, expected one of {}", shown(key), FIELDS.join(", "));
             return Err(Reason::new(Code::InvalidEvent, message));
         };
         if seen & (1 << field) != 0 {

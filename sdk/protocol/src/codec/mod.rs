@@ -20,6 +20,7 @@ mod messagepack;
 pub mod encode;
 
 use std::borrow::Cow;
+use std::fmt;
 
 use crate::limits::{BATCH_EVENTS_MAX, ID_CHARS_MAX};
 use crate::{BatchId, Code, EventId, RawBatch, Reason};
@@ -115,5 +116,30 @@ fn invalid_time() -> Reason {
 }
 
 fn unknown_field_beside_events(field: &str) -> String {
-    format!("unknown field {field:?} beside \"events\"; a batch has batch_id and events")
+    format!("unknown field {} beside \"events\"; a batch has batch_id and events", shown(field))
+}
+
+/// Characters of a client's text that an answer repeats: enough to find the place. Without a limit a few bytes, compressed,
+/// would ask for an answer of megabytes.
+const SHOWN_CHARS_MAX: usize = 60;
+
+/// Characters of a parser's message that an answer repeats: those it writes itself have 200 at most.
+const MESSAGE_CHARS_MAX: usize = 300;
+
+/// A client's text in quotes, as far as an answer repeats it.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
+/// A parser's message, as far as an answer repeats it: it may hold any text of the client.
+fn told(error: &impl fmt::Display) -> String {
+    let mut message = error.to_string();
+    if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
+        message.truncate(end);
+        message.push('…');
+    }
+    message
 }

@@ -87,6 +87,27 @@ fn a_batch_has_no_other_fields() {
 }
 
 #[test]
+fn an_answer_repeats_little_of_what_it_refuses() {
+    let long = "\0".repeat(100_000);
+    for value in [
+        json!({ "events": [], &long: 5 }),
+        json!({ "name": "a", &long: 5 }),
+        json!({ "name": "a", "properties": &long }),
+        json!({ "name": "a", "time": &long }),
+        json!({ "name": "a", "id": &long }),
+        json!({ &long: "a" }),
+    ] {
+        for (body, format) in both(&value) {
+            let message = match codec::decode(&body, format) {
+                Err(error) => error.to_string(),
+                Ok(batch) => complete_all(batch).remove(0).unwrap_err().message.into_owned(),
+            };
+            assert!(message.chars().count() < 600, "{format:?}: {} characters", message.chars().count());
+        }
+    }
+}
+
+#[test]
 fn a_bad_event_costs_only_itself() {
     let value =
         json!([{ "name": "a" }, 5, { "name": "b", "colour": "red" }, ["id", "name"], { "name": "c" }]);
