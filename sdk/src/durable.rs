@@ -40,8 +40,8 @@ impl Durable {
     }
 }
 
-/// Whoever held the promise dropped it: the queue to make room, or the worker as it ended.
-const GIVEN_UP: CaptureError = CaptureError::QueueFull;
+/// Whoever held the promise dropped it without a word, as a panic does.
+const GIVEN_UP: CaptureError = CaptureError::Panicked;
 
 impl Future for Durable {
     type Output = Outcome;

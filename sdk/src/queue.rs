@@ -169,16 +169,18 @@ impl Shared {
     ) -> Result<MutexGuard<'a, Inner>, CaptureError> {
         match self.overflow {
             Overflow::DropOldest if !inner.closed => {
+                // Where what the worker holds alone leaves no room, shedding what waits would help nobody.
                 while !self.has_room(&inner, bytes)
+                    && inner.held_bytes + bytes <= self.queue_bytes_max
                     && let Some(oldest) = inner.events.pop_front()
                 {
                     inner.bytes -= oldest.bytes;
                     inner.ledger.dropped.overflow += 1;
                     inner.overflowed += 1;
                     // Wakes somebody's future, who must be able to capture at once.
-                    if oldest.durable.is_some() {
+                    if let Some(promise) = oldest.durable {
                         drop(inner);
-                        drop(oldest);
+                        promise.keep(Err(CaptureError::QueueFull));
                         inner = self.lock();
                     }
                 }

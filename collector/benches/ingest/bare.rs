@@ -54,7 +54,7 @@ pub(crate) fn insert_batches() -> f64 {
         connection
             .prepare_cached(
                 "INSERT INTO ranges (project, first, last, batch, received_ms, received, stored, duplicate, quarantined,
-                                     rejected) VALUES (1, ?1, ?2, ?3, ?4, ?5, ?5, 0, 0, 0)",
+                                     rejected, part, parts) VALUES (1, ?1, ?2, ?3, ?4, ?5, ?5, 0, 0, 0, 0, 1)",
             )
             .unwrap()
             .execute(params![first, position, batch[0].id.uuid().as_bytes(), batch[0].time.ms(), stored])

@@ -155,13 +155,8 @@ fn write(
         piece.extend_from_slice(format!("id: {id}\n").as_bytes());
     }
     piece.extend_from_slice(b"data: ");
-    let start = piece.len();
+    // It is one line: properties are kept on one.
     serde_json::to_writer(&mut *piece, document)?;
-    // Properties are kept as their sender wrote them, maybe on several lines, and a line break ends `data`. Within JSON a
-    // bare one is always white space: in texts it is escaped.
-    for byte in piece[start..].iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
-        *byte = b' ';
-    }
     piece.extend_from_slice(b"\n\n");
     Ok(())
 }

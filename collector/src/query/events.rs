@@ -2,7 +2,7 @@ use eventbucket_protocol::EventId;
 
 use super::{Cursor, Error, Reader};
 use crate::project::ProjectId;
-use crate::store::{EventFilter, EventOrder, StoredEvent};
+use crate::store::{EventFilter, EventOrder, PAGE_BYTES_MAX, StoredEvent};
 
 /// Events on a page when no limit is given.
 pub const LIMIT_DEFAULT: usize = 100;
@@ -12,10 +12,6 @@ pub const LIMIT_MAX: usize = 1_000;
 
 /// Events read from the store in one go: 64 of the largest (256 KiB) are 16 MiB.
 pub(super) const CHUNK_EVENTS: usize = 64;
-
-/// A page that has grown to this many bytes ends early, whatever its limit: 4 MiB, so that a thousand of the largest events
-/// come as many pages and never as 256 MiB.
-pub(super) const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// In which order events are listed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

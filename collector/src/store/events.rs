@@ -25,6 +25,10 @@ impl Store {
 /// connections sending single events four rounds fit.
 pub const TRANSACTION_BATCHES_MAX: usize = 256;
 
+/// A page of events that has grown to this many bytes ends early, whatever its limit: 4 MiB, so that a thousand of the
+/// largest events come as many pages and never as 256 MiB. At least one event is on every page.
+pub const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// What an append did with one batch.
 #[derive(Clone, Debug)]
 pub struct Appended {

@@ -20,9 +20,12 @@ pub(super) fn make(folder: &Path) -> Result<(), Error> {
     if folder.is_dir() {
         return Ok(());
     }
+    let new: Vec<&Path> =
+        folder.ancestors().take_while(|level| !level.as_os_str().is_empty() && !level.is_dir()).collect();
     let made = DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder);
     made.map_err(|source| error(folder, source))?;
-    sync(of(folder))
+    // Each new level is an entry in the one above.
+    new.into_iter().try_for_each(|level| sync(of(level)))
 }
 
 /// Options for a file that, when it has to be made, is for its owner alone.

@@ -46,8 +46,8 @@ pub use audit::{AuditFigures, CountersToCheck, ProjectFigures, RangeFigures, Row
 pub use batches::BatchRecord;
 pub use error::Error;
 pub use events::{
-    Appended, Dropped, EventFilter, EventOrder, EventPage, StoredEvent, TRANSACTION_BATCHES_MAX,
-    TRANSACTION_EVENTS_MAX,
+    Appended, Dropped, EventFilter, EventOrder, EventPage, PAGE_BYTES_MAX, StoredEvent,
+    TRANSACTION_BATCHES_MAX, TRANSACTION_EVENTS_MAX,
 };
 pub use lock::StoreLock;
 pub use postgres::PostgresOptions;

@@ -102,11 +102,15 @@ async fn duplicates_are_flagged(store: Store) {
         Event { name: "b".into(), ..first.clone() },
         Event { user: None, ..first.clone() },
         Event { time: at(NOON + 24 * HOUR), ..first.clone() },
-        Event { properties: Properties::parse(r#"{"k":1}"#).unwrap(), ..first },
+        Event { properties: Properties::parse(r#"{"k":1}"#).unwrap(), ..first.clone() },
+        Event { description: Some("d".into()), ..first.clone() },
+        Event { stream: Some("s".into()), ..first.clone() },
+        Event { correlation: Some("c".into()), ..first },
     ];
     let verdicts = store.append(vec![batch(shop, variants)]).await.unwrap().remove(0).verdicts;
     let differs = |differs| Verdict::Duplicate { differs };
-    assert_eq!(verdicts, [differs(false), differs(true), differs(true), differs(true), differs(true)]);
+    assert_eq!(verdicts[0], differs(false));
+    assert_eq!(verdicts[1..], [const { Verdict::Duplicate { differs: true } }; 7]);
     let kept = store.event(shop, EventId::from_text("x").uuid()).await.unwrap().unwrap();
     assert_eq!((kept.event.name.as_str(), kept.event.time), ("a", at(NOON)), "the stored one stays");
 }

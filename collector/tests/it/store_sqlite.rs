@@ -195,9 +195,26 @@ async fn a_write_that_breaks_a_rule_of_the_file_fails_its_group_alone() {
 }
 
 #[tokio::test]
+async fn nothing_is_built_on_a_head_that_is_wrong() {
+    let (folder, store, shop) = with_project().await;
+    store.append(vec![batch(shop, events("x", 3))]).await.unwrap();
+    store.close().await.unwrap();
+    folder.sql().execute("UPDATE head SET position = 9", []).unwrap();
+    let store = folder.open();
+    // Also after it was reopened because of that.
+    for _ in 0..2 {
+        let told = store.append(vec![batch(shop, events("y", 1))]).await.unwrap_err().to_string();
+        assert!(told.contains("is at 9 but its log ends at 3"), "{told}");
+        eventually("the writer is open again", async || store.serving().is_ok()).await;
+    }
+    folder.sql().execute("UPDATE head SET position = 3", []).unwrap();
+    let appended = store.append(vec![batch(shop, events("y", 1))]).await.unwrap();
+    assert_eq!(appended[0].range.first, 4);
+}
+
+#[tokio::test]
 async fn a_vanished_file_is_not_made_anew() {
     let (folder, store, shop) = with_project().await;
-    folder.sql().execute("UPDATE head SET position = 9", []).unwrap();
     // The head is not in memory yet, so make the writer remember it first.
     store.append(vec![batch(shop, events("x", 1))]).await.unwrap();
     folder.sql().execute("UPDATE head SET position = 7", []).unwrap();

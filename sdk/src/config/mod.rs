@@ -91,8 +91,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Tells `on_error`. Its own panic is nobody's business but its author's, and must not stop the worker.
-    /// Tells `on_error`; says whether it came through without a panic.
+    /// Tells `on_error`; says whether it came through without a panic, which must not stop the worker.
     pub(crate) fn tell(&self, fault: &Fault) -> bool {
         let Some(on_error) = &self.on_error else { return true };
         catch_unwind(AssertUnwindSafe(|| on_error(fault))).is_ok()

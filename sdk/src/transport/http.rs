@@ -19,8 +19,8 @@ const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long a connection may take to be made, within the timeout of the attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Idle connections kept to one collector. The worker sends one batch at a time; one more covers a probe.
-const IDLE_CONNECTIONS_MAX: usize = 2;
+/// Idle connections kept to one collector: as many as the worker has batches under way.
+const IDLE_CONNECTIONS_MAX: usize = 4;
 
 const USER_AGENT: &str = concat!("eventbucket-rust/", env!("CARGO_PKG_VERSION"));
 

@@ -47,20 +47,28 @@ pub type Sending<'a> = Pin<Box<dyn Future<Output = Result<Answer, SendError>> + 
 /// ```
 /// use std::sync::{Arc, Mutex};
 ///
+/// use eventbucket::Bucket;
 /// use eventbucket::transport::{Answer, Attempt, Sending, Transport};
 ///
-/// #[derive(Default)]
-/// struct Kept(Mutex<Vec<Arc<[u8]>>>);
+/// #[derive(Clone, Default)]
+/// struct Kept(Arc<Mutex<Vec<Arc<[u8]>>>>);
 ///
 /// impl Transport for Kept {
 ///     fn send<'a>(&'a self, attempt: &'a Attempt) -> Sending<'a> {
 ///         Box::pin(async move {
 ///             self.0.lock().unwrap().push(Arc::clone(&attempt.body));
-///             let reply = format!(r#"{{"batch_id":"{}","stored":{}}}"#, attempt.batch_id, attempt.events);
-///             Ok(Answer::new(200).with_body(reply))
+///             Ok(Answer::all_stored(attempt))
 ///         })
 ///     }
 /// }
+///
+/// let kept = Kept::default();
+/// let transport = Arc::new(kept.clone());
+/// let bucket = Bucket::builder("http://kept.invalid", "key").transport(transport).build()?;
+/// bucket.capture("order_paid");
+/// assert_eq!(bucket.shutdown_blocking(std::time::Duration::from_secs(5)).delivered, 1);
+/// assert_eq!(kept.0.lock().unwrap().len(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Transport: Send + Sync + 'static {
     /// Sends the attempt once.
@@ -198,6 +206,14 @@ impl Answer {
     pub fn with_body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
         self
+    }
+
+    /// Answers that every event of an attempt was stored, for a transport that keeps them itself.
+    #[must_use]
+    pub fn all_stored(attempt: &Attempt) -> Self {
+        let (batch, events) = (attempt.batch_id, attempt.events);
+        let body = format!(r#"{{"batch_id":"{batch}","events":{events},"all":{{"verdict":"stored"}}}}"#);
+        Self::new(200).with_body(body)
     }
 
     /// Adds how long the collector asks to be left alone.

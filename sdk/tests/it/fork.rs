@@ -87,10 +87,13 @@ fn three_generations() {
         bucket.flush_blocking(LONG).still_pending == 0
     });
     wait(sibling);
-    // A child that never uses the bucket and drops it touches nothing.
-    let idle = fork(|| {
+    // A child that never uses a bucket and drops it, the last handle there is, touches nothing and waits for nobody.
+    let other = builder().build().unwrap();
+    other.capture("other");
+    assert_eq!(other.flush_blocking(LONG).still_pending, 0);
+    let idle = fork(move || {
         let began = std::time::Instant::now();
-        drop(bucket.clone());
+        drop(other);
         began.elapsed() < LONG
     });
     wait(idle);
@@ -124,7 +127,7 @@ fn check(server: &Server) {
     let state = server.state();
     let mut names: Vec<_> = state.log.iter().map(|event| event.name.as_str()).collect();
     names.sort_unstable();
-    let mut expected = vec!["child", "grandchild", "sibling"];
-    expected.splice(2..2, ["parent"; 10]);
+    let mut expected = vec!["child", "grandchild", "other", "sibling"];
+    expected.splice(3..3, ["parent"; 10]);
     assert_eq!(names, expected);
 }

@@ -1,5 +1,8 @@
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use eventbucket::transport::{Answer, Attempt, Sending};
@@ -79,7 +82,30 @@ fn a_panicking_transport_loses_nothing_and_is_counted() {
     assert!(bodies.iter().all(|body| *body == bodies[0]), "a whole resend has the same bytes");
 }
 
-/// A value whose destructor panics ends in the worker itself, in none of the places it guards one by one.
+/// Whoever waits for a durable capture is woken in the worker itself, in none of the places it guards one by one.
+#[test]
+fn a_worker_that_panics_is_restarted_and_goes_on() {
+    struct Panics;
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("the application's waker");
+        }
+    }
+    let (bucket, sink) = Bucket::test();
+    let waker = Waker::from(Arc::new(Panics));
+    let mut durable = bucket.capture_durable("first");
+    // The worker may have answered before it is asked: then nobody is woken.
+    let asked = Pin::new(&mut durable).poll(&mut Context::from_waker(&waker));
+    bucket.capture("second");
+    let report = bucket.flush_blocking(Duration::from_secs(60));
+    assert_eq!(report.still_pending, 0, "{report:?}");
+    bucket.capture("third");
+    assert_eq!(sink.events().last().map(|event| event.name.clone()).as_deref(), Some("third"));
+    let stats = bucket.stats();
+    assert!(stats.balances(), "{stats:?}");
+    assert_eq!((stats.captured, stats.worker_restarts), (3, u64::from(asked.is_pending())), "{stats:?}");
+}
+
 #[test]
 fn a_bucket_survives_captures_from_a_thread_that_panics() {
     let (bucket, sink) = Bucket::test();

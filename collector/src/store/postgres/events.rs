@@ -8,10 +8,7 @@ use super::segments::{Span, spans};
 use super::{BLOCK_BITS, Postgres, int, project_number, uint};
 use crate::project::ProjectId;
 use crate::store::batches::{BatchPart, stored_before};
-use crate::store::{Error, EventFilter, EventOrder, EventPage, Ledger, StoredEvent};
-
-/// Events of a page in memory: 4 MiB; a page of large events ends before its limit.
-const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+use crate::store::{Error, EventFilter, EventOrder, EventPage, Ledger, PAGE_BYTES_MAX, StoredEvent};
 
 /// Rows asked for at once: 100 of the largest, 256 KiB each, are 25 MiB on their way.
 const ROWS_AT_ONCE: usize = 100;

@@ -5,7 +5,7 @@ use eventbucket_protocol::{BatchId, Event, Verdict};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::job::Turn;
-use super::{int, key, uint};
+use super::{POSITION_BITS, int, key, position, uint};
 use crate::bus::message::{StoredRange, ValidBatch};
 use crate::project::ProjectId;
 use crate::store::batches::{self, BatchPart};
@@ -92,8 +92,24 @@ fn verified_head(turn: &Turn<'_>, project: ProjectId) -> Result<Head, Error> {
             );
             Err(Error::corrupt(what))
         }
-        _ => Ok(head),
+        Some(_) => Ok(head),
+        None => held_against_rows(turn.connection, project, head),
     }
+}
+
+/// A head that this process hasn't written is held against the log: nothing may be built on one that is wrong.
+fn held_against_rows(connection: &Connection, project: ProjectId, head: Head) -> Result<Head, Error> {
+    let mut select = connection.prepare_cached("SELECT max(key) FROM event WHERE key BETWEEN ?1 AND ?2")?;
+    let bounds = (key(project, 0), key(project, (1 << POSITION_BITS) - 1));
+    let last = select.query_row(bounds, |row| row.get::<_, Option<i64>>(0))?.map_or(0, position);
+    if last == head.position {
+        return Ok(head);
+    }
+    let found = head.position;
+    Err(Error::corrupt(format!(
+        "the head of project {project} is at {found} but its log ends at {last}; `eventbucket audit` says more, and a backup \
+         mends it"
+    )))
 }
 
 struct Statements<'c> {
@@ -112,8 +128,9 @@ impl<'c> Statements<'c> {
                  ON CONFLICT (project, id) DO NOTHING",
             )?,
             same: connection.prepare_cached(
-                "SELECT name = ?3 AND user IS ?4 AND (?5 IS NULL OR time_ms = ?5) AND properties = ?6 FROM event
-                 WHERE project = ?1 AND id = ?2",
+                "SELECT name = ?3 AND user IS ?4 AND (?5 IS NULL OR time_ms = ?5) AND properties = ?6
+                        AND description IS ?7 AND stream IS ?8 AND correlation IS ?9
+                 FROM event WHERE project = ?1 AND id = ?2",
             )?,
             range: connection.prepare_cached(
                 "INSERT INTO ranges (project, first, last, batch, received_ms, received, stored, duplicate, quarantined,
@@ -182,7 +199,18 @@ impl<'c> Statements<'c> {
 
     fn differs(&mut self, project: ProjectId, event: &Event, time_ms: Option<i64>) -> Result<bool, Error> {
         let (id, properties) = (event.id.uuid(), event.properties.as_json());
-        let values = params![project.0, id.as_bytes(), event.name, event.user, time_ms, properties];
+        let (description, stream, correlation) = (&event.description, &event.stream, &event.correlation);
+        let values = params![
+            project.0,
+            id.as_bytes(),
+            event.name,
+            event.user,
+            time_ms,
+            properties,
+            description,
+            stream,
+            correlation
+        ];
         Ok(!self.same.query_row(values, |row| row.get::<_, bool>(0))?)
     }
 

@@ -6,10 +6,7 @@ use uuid::Uuid;
 use super::append::{BLOCK_BITS, Head};
 use super::{POSITION_BITS, key, position, uint};
 use crate::project::ProjectId;
-use crate::store::{Error, EventFilter, EventOrder, EventPage, Ledger, StoredEvent};
-
-/// Events of a page in memory: 4 MiB; a page of large events ends before its limit.
-const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+use crate::store::{Error, EventFilter, EventOrder, EventPage, Ledger, PAGE_BYTES_MAX, StoredEvent};
 
 /// The order in which [`read_event`] takes them.
 pub(super) const COLUMNS: &str = "event.key, event.id, event.id_text, event.name, event.time_ms, event.skew_ms, event.received_ms, \

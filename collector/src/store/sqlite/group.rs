@@ -46,7 +46,7 @@ pub(super) fn run_member(member: &mut Member, turn: &mut Turn<'_>) -> Result<(),
     }
     let outcome = member.work.run(turn);
     match outcome {
-        Err(error) if concerns_all(&error) || !savepoint && matches!(error, Error::Refused { .. }) => {
+        Err(error) if concerns_all(&error) || !savepoint && may_be_half_done(&error) => {
             return Err(error);
         }
         Err(error) => {
@@ -59,6 +59,11 @@ pub(super) fn run_member(member: &mut Member, turn: &mut Turn<'_>) -> Result<(),
         Ok(()) => {}
     }
     Ok(())
+}
+
+/// An append has no savepoint: what it fails with after its heads were read leaves half of it in the transaction.
+fn may_be_half_done(error: &Error) -> bool {
+    matches!(error, Error::Refused { .. } | Error::Unreadable { .. })
 }
 
 /// Tells a failure of the file from a request that can't be met.

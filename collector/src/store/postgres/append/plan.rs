@@ -36,6 +36,19 @@ impl Digest {
         for text in [event.name.as_str(), user.unwrap_or_default(), event.properties.as_json()] {
             content.update(text.as_bytes());
         }
+        // Few events have these, and those that don't need no room for saying so.
+        let rare = [
+            ("description", &event.description),
+            ("stream", &event.stream),
+            ("correlation", &event.correlation),
+        ];
+        for (field, text) in rare {
+            if let Some(text) = text {
+                content.update(field.as_bytes());
+                content.update(&(text.len() as u64).to_le_bytes());
+                content.update(text.as_bytes());
+            }
+        }
         let time = crc32fast::hash(&event.time.ms().to_le_bytes());
         Self((u64::from(content.finalize()) << 32 | u64::from(time)).cast_signed())
     }
