@@ -231,8 +231,8 @@ impl Allowance {
     }
 
     fn judge(&self, need: u64, tokens: f64, limits: &Limits) -> (Option<Bound>, Duration) {
-        let over =
-            |limit: Option<u64>, used: u64| limit.is_some_and(|limit| used.saturating_add(need) > limit);
+        // The batch that uses it up passes whole: otherwise one larger than the quota never would.
+        let over = |limit: Option<u64>, used: u64| limit.is_some_and(|limit| used >= limit);
         if over(limits.quota.per_month, self.used.month) {
             return (Some(Bound::Month), Duration::ZERO);
         }
@@ -311,16 +311,23 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_refuses_what_does_not_fit_and_begins_again_with_the_day() {
+    fn a_quota_lets_the_batch_through_that_uses_it_up_and_begins_again_with_the_day() {
         let mut allowance = Allowance::default();
         let limits = Limits { rate: None, quota: Quota { per_day: Some(10), per_month: Some(15) } };
         let (first, now) = (at("2026-01-01T00:00:00Z"), Instant::now());
         assert!(allowance.take(1, &limits, &first, now).taken(&limits, &first, 0).recount);
         allowance.recount(Used { day: 8, month: 8 }, &first);
+        assert_eq!(
+            allowance.take(1, &limits, &first, now).taken(&limits, &first, 0).day.map(|left| left.remaining),
+            Some(1)
+        );
         let taken = allowance.take(3, &limits, &first, now).taken(&limits, &first, 0);
-        assert_eq!((taken.refused, taken.recount), (Some(Bound::Day), false));
-        assert_eq!(taken.day.map(|left| left.remaining), Some(2));
-        assert_eq!(taken.retry_after, Duration::from_secs(86_400));
+        assert_eq!(
+            (taken.refused, taken.recount, taken.day.map(|left| left.remaining)),
+            (None, false, Some(0))
+        );
+        let taken = allowance.take(1, &limits, &first, now).taken(&limits, &first, 0);
+        assert_eq!((taken.refused, taken.retry_after), (Some(Bound::Day), Duration::from_secs(86_400)));
         let second = at("2026-01-02T00:00:00Z");
         assert_eq!(allowance.take(7, &limits, &second, now).refused, None);
         assert_eq!(allowance.take(1, &limits, &second, now).refused, Some(Bound::Month));

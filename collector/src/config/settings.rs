@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Mistake};
@@ -165,7 +166,11 @@ fn read_file(path: &Path, origin: &Origin) -> Result<Values, Error> {
 fn read_file_beside_data(above: &Values) -> Result<(Values, Option<PathBuf>), Error> {
     let data = above.get("data").map_or(super::DATA_DEFAULT, |setting| setting.text.as_str());
     let path = Path::new(data).join(FILE_NAME);
-    if !path.is_file() {
+    // Whatever else lies there, a folder or a link to nowhere, was meant to be read.
+    if path
+        .symlink_metadata()
+        .is_err_and(|error| error.kind() == ErrorKind::NotFound || error.kind() == ErrorKind::NotADirectory)
+    {
         return Ok((Values::new(), None));
     }
     let values = read_file(&path, &Origin::File { file: path.clone(), line: 0 })?;

@@ -35,7 +35,7 @@ impl Health {
     /// # Errors
     /// When the system can't say how much room there is.
     pub fn new(folder: &Path, free_bytes_min: u64) -> io::Result<Self> {
-        let disk = Disk { folder: folder.to_owned(), free_bytes_min, free_bytes: AtomicU64::new(0) };
+        let disk = Disk { folder: folder.to_owned(), free_bytes_min, free_bytes: AtomicU64::new(u64::MAX) };
         let health = Self(Some(Arc::new(disk)));
         health.look()?;
         Ok(health)

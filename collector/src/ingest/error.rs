@@ -16,6 +16,9 @@ pub enum Error {
     /// What the key may do can't be looked up.
     #[error("the key can't be checked at the moment: {0}")]
     Store(#[source] store::Error),
+    /// Nothing can be stored.
+    #[error("nothing can be stored at the moment: {0}")]
+    Storage(#[source] store::Error),
     /// The project may not send as much.
     #[error("{}", super::admit::words(*.bound, *.retry_after))]
     Limited {
@@ -46,7 +49,7 @@ impl Error {
         match self {
             Self::UnknownKey | Self::RevokedKey => 401,
             Self::Limited { .. } => 429,
-            Self::Store(error) => error.status(),
+            Self::Store(error) | Self::Storage(error) => error.status(),
             Self::Bus(error) => error.status(),
             Self::VerdictsMissing { .. } => 500,
         }
@@ -57,7 +60,7 @@ impl Error {
     pub fn retry(&self) -> Option<Duration> {
         match self {
             Self::Limited { retry_after, .. } => Some(*retry_after),
-            Self::Store(error) => error.retry(),
+            Self::Store(error) | Self::Storage(error) => error.retry(),
             Self::Bus(error) => error.retry(),
             Self::UnknownKey | Self::RevokedKey | Self::VerdictsMissing { .. } => None,
         }

@@ -58,7 +58,7 @@ impl Ingest {
     /// What is wrong with the bus, or with the store where nothing stands between.
     pub fn serving(&self) -> Result<(), Error> {
         self.bus.serving()?;
-        if self.bus.is_durable() { Ok(()) } else { self.store.serving().map_err(Error::Store) }
+        if self.bus.is_durable() { Ok(()) } else { self.store.serving().map_err(Error::Storage) }
     }
 
     /// Finds out what a key may do.

@@ -24,9 +24,18 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The database has a second name, so a second collector could write to it and see nothing of the first.
+    #[error(
+        "{} is a link: a database has one name; give --data the folder that it really lies in, or remove its other names",
+        .path.display()
+    )]
+    Linked {
+        /// The file.
+        path: PathBuf,
+    },
     /// The database is gone and its write-ahead log isn't.
     #[error(
-        "{} is gone but {} is there, which may hold events; put the database back beside it, or move the log away to \
+        "{} is gone or empty but {} is there, which may hold events; put the database back beside it, or move the log away to \
          begin anew", .database.display(), .log.display()
     )]
     LogAlone {
@@ -181,6 +190,7 @@ impl Error {
             | Self::Locked { .. }
             | Self::Folder { .. }
             | Self::LogAlone { .. }
+            | Self::Linked { .. }
             | Self::Address { .. }
             | Self::Refused { .. }
             | Self::CountsMissing(_)

@@ -5,6 +5,20 @@ use std::fs;
 use crate::harness::{eventbucket, run};
 
 #[test]
+fn a_configuration_that_is_there_but_no_file_is_never_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let file = data.join("eventbucket.toml");
+    let check = || run(eventbucket(&["serve", "--check-config", "--data", data.to_str().unwrap()]));
+    assert_eq!(check().code, 0, "no folder, no file");
+    std::fs::create_dir_all(&file).unwrap();
+    check().assert_failed(1, &["eventbucket.toml"]);
+    std::fs::remove_dir(&file).unwrap();
+    std::os::unix::fs::symlink(folder.path().join("unmounted"), &file).unwrap();
+    check().assert_failed(1, &["eventbucket.toml"]);
+}
+
+#[test]
 fn the_effective_configuration_says_where_each_value_came_from() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("given.toml");

@@ -332,6 +332,13 @@ async fn a_key_of_no_project_is_found() {
 }
 
 #[tokio::test]
+async fn a_rollup_of_no_project_is_found() {
+    let (failed, told) = store_failed_after("INSERT INTO rollup_counts SELECT 77, generation, name, hour_ms, count FROM (SELECT * FROM rollup_counts LIMIT 1)").await;
+    assert_eq!(failed, ["references_hold"]);
+    assert!(told.contains("rollup_counts names project 77"), "{told}");
+}
+
+#[tokio::test]
 async fn live_counters_are_held_against_a_recount() {
     let (_folder, store, shop) = filled().await;
     let cache = Cache::memory();

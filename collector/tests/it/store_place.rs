@@ -1,7 +1,7 @@
 //! The files under a store: moved, deleted or replaced while it is open, locked, and for nobody else's eyes.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -146,6 +146,39 @@ async fn a_database_deleted_beside_its_write_ahead_log_is_not_made_anew() {
     let told = opened.err().expect("refused").to_string();
     assert!(told.contains("eventbucket.db-wal"), "{told}");
     assert_eq!(fs::read(after.join(log)).unwrap(), before);
+}
+
+#[tokio::test]
+async fn an_empty_database_beside_a_log_is_refused_and_keeps_the_log() {
+    let mut collector = Collector::start();
+    collector.send(json!({ "name": "kept" })).await;
+    collector.kill();
+    let log = collector.folder().join("eventbucket.db-wal");
+    let before = fs::read(&log).unwrap();
+    assert!(!before.is_empty());
+    fs::write(collector.folder().join(DATABASE_FILE), "").unwrap();
+    for (command, code) in [(&["count"][..], 1), (&["audit"], 2), (&["project", "create", "new"], 1)] {
+        collector.beside(command).assert_failed(code, &["gone or empty", "eventbucket.db-wal"]);
+    }
+    let opened = Store::sqlite(SqliteOptions::new(collector.folder().join(DATABASE_FILE)));
+    assert!(matches!(opened, Err(Error::LogAlone { .. })));
+    assert_eq!(fs::read(log).unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_database_with_two_names_is_refused() {
+    let around = tempfile::tempdir().unwrap();
+    let first = around.path().join("first");
+    drop(open(&first));
+    for (name, link) in [("hard", fs::hard_link as fn(PathBuf, PathBuf) -> _), ("symbolic", symlink)] {
+        let folder = around.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        link(first.join(DATABASE_FILE), folder.join(DATABASE_FILE)).unwrap();
+        let opened = Store::sqlite(SqliteOptions::new(folder.join(DATABASE_FILE)));
+        assert!(matches!(opened, Err(Error::Linked { .. })), "{name}");
+        fs::remove_dir_all(folder).unwrap();
+    }
+    drop(open(&first));
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -48,6 +49,7 @@ pub(super) fn create(options: &SqliteOptions) -> Result<Connection, Error> {
     let folder = folder::of(&options.file);
     folder::make(folder)?;
     refuse_read_only(&options.file)?;
+    refuse_linked(&options.file)?;
     refuse_log_alone(&options.file)?;
     // SQLite would make it readable for everybody. What stops this stops SQLite too, which says it better.
     let _ = folder::owners_file().create_new(true).open(&options.file);
@@ -76,6 +78,7 @@ pub(super) fn existing(options: &SqliteOptions, access: Access) -> Result<Connec
     }
     refuse_missing(&options.file)?;
     refuse_read_only(&options.file)?;
+    refuse_linked(&options.file)?;
     let connection = connect(options, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     require_schema(&connection, &options.file)?;
     prepare_writer(&connection, options)?;
@@ -235,17 +238,30 @@ fn migrate(connection: &mut Connection) -> Result<(), Error> {
 }
 
 /// SQLite would take a write-ahead log without its database for a leftover and delete it.
+/// The log is found by the name of the database: under another name there is another log.
+fn refuse_linked(file: &Path) -> Result<(), Error> {
+    match fs::symlink_metadata(file) {
+        Ok(found) if found.is_symlink() || found.nlink() > 1 => Err(Error::Linked { path: file.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+/// SQLite drops the log of a database that is empty.
 fn refuse_log_alone(file: &Path) -> Result<(), Error> {
     let log = log_of(file);
     let holds_something = fs::metadata(&log).is_ok_and(|found| found.len() > 0);
-    if holds_something && !file.exists() {
+    let holds_nothing = fs::metadata(file).map_or(true, |found| found.len() == 0);
+    if holds_something && holds_nothing {
         return Err(Error::LogAlone { database: file.to_owned(), log });
     }
     Ok(())
 }
 
 fn refuse_missing(file: &Path) -> Result<(), Error> {
-    if file.exists() { Ok(()) } else { Err(Error::Missing { path: file.to_owned() }) }
+    if !file.exists() {
+        return Err(Error::Missing { path: file.to_owned() });
+    }
+    refuse_log_alone(file)
 }
 
 /// Who may override permissions (root) would write to a file that was made read-only on purpose.

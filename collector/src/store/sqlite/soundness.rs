@@ -17,8 +17,22 @@ pub(super) fn reference(snapshot: &Connection) -> Result<Option<String>, Error> 
         let (table, parent): (String, String) = (row.get(0)?, row.get(2)?);
         Ok(format!("a row of {table} names a row of {parent} that isn't there"))
     });
-    Ok(found.optional()?)
+    if let Some(found) = found.optional()? {
+        return Ok(Some(found));
+    }
+    for table in OF_A_PROJECT {
+        let sql =
+            format!("SELECT project FROM {table} WHERE project NOT IN (SELECT id FROM project) LIMIT 1");
+        let stray = snapshot.query_row(&sql, [], |row| row.get::<_, i64>(0)).optional()?;
+        if let Some(project) = stray {
+            return Ok(Some(format!("a row of {table} names project {project}, which isn't there")));
+        }
+    }
+    Ok(None)
 }
+
+/// Tables whose rows belong to a project, without a foreign key to say so.
+const OF_A_PROJECT: [&str; 5] = ["event_block", "ranges", "view_state", "view_live", "rollup_counts"];
 
 /// Holds the schema against a new one. What people added to look faster, an index or a table of theirs, is left alone; a
 /// trigger changes what is written.

@@ -16,9 +16,10 @@ local recounted = tonumber(was[7]) == day and 1 or 0
 -- More than the burst at once goes into debt: otherwise a large batch would never pass.
 local enough = math.min(need, burst)
 local refused, wait, taken = 0, 0, 0
-if per_month >= 0 and month_used + need > per_month then
+-- The batch that uses a quota up passes whole, for the same reason.
+if per_month >= 0 and month_used >= per_month then
   refused = 3
-elseif per_day >= 0 and day_used + need > per_day then
+elseif per_day >= 0 and day_used >= per_day then
   refused = 2
 elseif rate >= 0 and tokens < enough then
   refused = 1
