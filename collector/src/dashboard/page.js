@@ -81,14 +81,31 @@ function part(tag, className, text) {
   return made;
 }
 
-function row(event, isNew) {
+// Numbers as their sender wrote them: to JavaScript 9007199254740993 and 1.10 are others. A browser without raw numbers
+// (before 2025) shows its own.
+const exact = (text) => JSON.parse(text, (_, value, context) =>
+  typeof value === "number" && context?.source && JSON.rawJSON ? JSON.rawJSON(context.source) : value);
+
+/** Characters that would turn the text around them or hide in it, by their numbers. */
+const visible = (text) => text.replace(
+  /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g,
+  (control) => `\\u${control.charCodeAt(0).toString(16).padStart(4, "0")}`,
+);
+
+function when(event) {
+  const time = new Date(event.time);
+  const today = time.toDateString() === new Date().toDateString();
+  return today ? time.toLocaleTimeString() : time.toLocaleString();
+}
+
+function row(event, properties, isNew) {
   const item = part("li", isNew ? "new" : "", "");
-  const time = part("time", "", new Date(event.time).toLocaleTimeString());
+  const time = part("time", "", when(event));
   time.dateTime = event.time;
   time.title = `${event.time}, position ${event.position}`;
-  const properties = JSON.stringify(event.properties);
-  const rest = [event.user && `user ${event.user}`, properties !== "{}" && properties].filter(Boolean).join("  ");
-  item.append(part("span", "name", event.name), time);
+  const shown = JSON.stringify(properties);
+  const rest = [event.user && `user ${event.user}`, shown !== "{}" && shown].filter(Boolean).map(visible).join("  ");
+  item.append(part("span", "name", visible(event.name)), time);
   if (rest) item.append(part("span", "rest", rest));
   return item;
 }
@@ -96,10 +113,10 @@ function row(event, isNew) {
 // Positions are dense, so the last one is also how many events there are.
 let position = 0;
 
-function show(event, isNew) {
+function show(event, properties, isNew) {
   if (event.position <= position) return;
   position = event.position;
-  nodes.list.prepend(row(event, isNew));
+  nodes.list.prepend(row(event, properties, isNew));
   while (nodes.list.children.length > SHOWN_MAX) nodes.list.lastElementChild.remove();
 }
 
@@ -131,8 +148,10 @@ async function* messages(body) {
 }
 
 async function follow(signal) {
-  const latest = await (await ask(`/v1/events?limit=${SHOWN_MAX}`, signal)).json();
-  for (const event of latest.events.reverse()) show(event, false);
+  const latest = await (await ask(`/v1/events?limit=${SHOWN_MAX}`, signal)).text();
+  const properties = exact(latest).events.map((event) => event.properties);
+  JSON.parse(latest).events.map((event, i) => [event, properties[i]]).reverse()
+    .forEach(([event, of]) => show(event, of, false));
   nodes.keys.hidden = true;
   nodes.events.hidden = false;
   showCount();
@@ -143,7 +162,7 @@ async function follow(signal) {
       throw new Refused(problem.status, problem, "secret");
     }
     if (message.event !== "event") continue;
-    show(JSON.parse(message.data), true);
+    show(JSON.parse(message.data), exact(message.data).properties, true);
     showCount();
   }
 }
