@@ -35,7 +35,8 @@ async fn main() -> anyhow::Result<()> {
     // Requests have ended, so nothing captures any more: deliver the rest, for up to 30 s. What is left then stays in the
     // spool for the next start.
     let report = bucket.shutdown().await;
-    println!("delivered {}, left in the spool {}", report.ledger.delivered.total(), report.still_pending);
+    let (delivered, dropped) = (report.ledger.delivered.total(), report.ledger.dropped.total());
+    println!("delivered {delivered}, left in the spool {}, dropped {dropped}", report.still_pending);
     Ok(())
 }
 
@@ -56,6 +57,9 @@ struct Order {
 
 /// A business event, captured where it happens.
 async fn order(State(bucket): State<Bucket>, Json(order): Json<Order>) -> StatusCode {
+    if order.customer.is_empty() {
+        return StatusCode::UNPROCESSABLE_ENTITY;
+    }
     bucket.capture(event!("order_placed", user: order.customer, amount: order.amount));
     StatusCode::CREATED
 }

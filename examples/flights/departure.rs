@@ -8,8 +8,26 @@ use jiff::tz::TimeZone;
 /// What the file writes for a value nobody knows.
 const UNKNOWN: &str = "NA";
 
-/// The columns that are text; all others are numbers.
+/// The columns that are text, also where it looks like a number.
 const TEXT: [&str; 5] = ["carrier", "tailnum", "origin", "dest", "time_hour"];
+
+/// The columns that are numbers. Others are what they look like.
+const NUMBERS: [&str; 14] = [
+    "year",
+    "month",
+    "day",
+    "dep_time",
+    "sched_dep_time",
+    "dep_delay",
+    "arr_time",
+    "sched_arr_time",
+    "arr_delay",
+    "flight",
+    "air_time",
+    "distance",
+    "hour",
+    "minute",
+];
 
 /// Turns rows of the file into events.
 pub(crate) struct Departures {
@@ -21,7 +39,13 @@ pub(crate) struct Departures {
 impl Departures {
     /// Reads the header row.
     pub(crate) fn new(header: &StringRecord) -> anyhow::Result<Self> {
-        let columns: Vec<String> = header.iter().map(str::to_owned).collect();
+        // Spreadsheets begin a file with a byte order mark.
+        let columns: Vec<String> =
+            header.iter().map(|name| name.trim_start_matches('\u{feff}').to_owned()).collect();
+        if let Some((_, twice)) = columns.iter().enumerate().find(|(at, name)| columns[..*at].contains(name))
+        {
+            bail!("the file has two columns {twice:?}; remove one");
+        }
         for needed in ["year", "month", "day", "hour", "minute", "carrier", "flight", "tailnum", "origin"] {
             if !columns.iter().any(|column| column == needed) {
                 bail!("the file has no column {needed:?}; take the columns of nycflights13");
@@ -47,8 +71,12 @@ impl Departures {
                 event.prop(column, value)
             } else if let Ok(whole) = value.parse::<i64>() {
                 event.prop(column, whole)
-            } else {
+            } else if NUMBERS.contains(&column.as_str()) {
                 event.prop(column, number(column, value)?)
+            } else if let Ok(number) = number(column, value) {
+                event.prop(column, number)
+            } else {
+                event.prop(column, value)
             };
         }
         Ok(event)
@@ -65,7 +93,7 @@ impl Departures {
     fn scheduled(&self, row: &StringRecord) -> anyhow::Result<Timestamp> {
         let part = |column| -> anyhow::Result<i16> {
             let value = self.known(row, column).with_context(|| format!("{column} is unknown"))?;
-            value.parse().with_context(|| format!("{column} is {value:?}, not a whole number"))
+            value.parse().with_context(|| format!("{column} is {:?}, not a whole number", beginning(value)))
         };
         let small = |column| -> anyhow::Result<i8> {
             let value = part(column)?;
@@ -88,8 +116,13 @@ impl Departures {
 fn number(column: &str, value: &str) -> anyhow::Result<f64> {
     match value.parse::<f64>() {
         Ok(number) if number.is_finite() => Ok(number),
-        _ => bail!("{column} is {value:?}, neither a number nor {UNKNOWN}"),
+        _ => bail!("{column} is {:?}, neither a number nor {UNKNOWN}", beginning(value)),
     }
+}
+
+/// As much of a value as a message repeats.
+fn beginning(value: &str) -> &str {
+    value.char_indices().nth(40).map_or(value, |(end, _)| &value[..end])
 }
 
 #[cfg(test)]
@@ -145,6 +178,21 @@ mod tests {
     }
 
     #[test]
+    fn a_column_nobody_knows_is_what_it_looks_like_and_a_byte_order_mark_is_none_of_it() {
+        let mut header: Vec<String> = HEADER.iter().map(|&name| name.to_owned()).collect();
+        header[0].insert(0, '\u{feff}');
+        header.extend(["gate".to_owned(), "load".to_owned()]);
+        let row = "2013,7,1,517,515,-2,830,819,11,UA,1545,N14228,EWR,IAH,227,1400,5,15,2013-07-01T09:00:00Z,B12,0.75";
+        let departures = Departures::new(&StringRecord::from(header)).unwrap();
+        let event = departures.event(&StringRecord::from(row.split(',').collect::<Vec<_>>())).unwrap();
+        let json = event.properties().to_json();
+        assert!(
+            json.starts_with("{\"year\":2013,") && json.ends_with(",\"gate\":\"B12\",\"load\":0.75}"),
+            "{json}"
+        );
+    }
+
+    #[test]
     fn what_is_unknown_is_left_out() {
         let event =
             departure("2013,1,2,NA,1545,NA,NA,1910,NA,AA,133,NA,JFK,LAX,NA,2475,15,45,2013-01-02T20:00:00Z");
@@ -166,6 +214,11 @@ mod tests {
             let error = departure(row).unwrap_err().to_string();
             assert!(error.contains(said), "{error}");
         }
+        let long = "x".repeat(10_000);
+        let row = format!("2013,1,2,{long},1545,1,1,1910,1,AA,133,N1,JFK,LAX,1,2475,15,45,t");
+        assert!(departure(&row).unwrap_err().to_string().len() < 100);
+        let twice = StringRecord::from(vec!["year", "month", "year"]);
+        assert!(Departures::new(&twice).err().unwrap().to_string().contains("two columns \"year\""));
         let header = StringRecord::from(vec!["year", "month"]);
         assert!(Departures::new(&header).err().unwrap().to_string().contains("no column \"day\""));
     }

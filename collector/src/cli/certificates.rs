@@ -68,11 +68,37 @@ pub(super) fn refused(what: &str, base: &Url, error: &reqwest::Error) -> Option<
     })
 }
 
+/// Says that one side speaks TLS and the other doesn't; `None` when something else failed. `cause` is the innermost error.
+pub(super) fn mismatched(
+    what: &str,
+    base: &Url,
+    error: &reqwest::Error,
+    cause: &dyn Error,
+) -> Option<Failure> {
+    let garbled = matches!(of_tls(error), Some(rustls::Error::InvalidMessage(_)));
+    // The library below has no name for it that can be asked.
+    let alert = base.scheme() == "http" && cause.to_string().contains("invalid HTTP version");
+    let (cause, scheme) = match (garbled, alert) {
+        (true, _) => ("doesn't speak TLS", "http"),
+        (_, true) => ("speaks TLS", "https"),
+        _ => return None,
+    };
+    let failure = Failure::because(what, format!("{base} {cause}"));
+    Some(failure.remedy(format!("write the address with {scheme}://")))
+}
+
 fn trust() -> String {
     format!("name the authority that signed it with --ca-file FILE, or in {CA_FILE_VARIABLE}")
 }
 
 fn of_certificate(error: &reqwest::Error) -> Option<&CertificateError> {
+    match of_tls(error) {
+        Some(rustls::Error::InvalidCertificate(error)) => Some(error),
+        _ => None,
+    }
+}
+
+fn of_tls(error: &reqwest::Error) -> Option<&rustls::Error> {
     let mut next: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = next {
         // An I/O error hides the error it was made of from the chain.
@@ -80,8 +106,8 @@ fn of_certificate(error: &reqwest::Error) -> Option<&CertificateError> {
         let found = inner
             .and_then(|inner| inner.downcast_ref::<rustls::Error>())
             .or_else(|| error.downcast_ref::<rustls::Error>());
-        if let Some(rustls::Error::InvalidCertificate(error)) = found {
-            return Some(error);
+        if found.is_some() {
+            return found;
         }
         next = match inner {
             Some(inner) => Some(inner),

@@ -183,6 +183,11 @@ fn words(projects: &[Project]) -> String {
 
 /// Says it in words before the system does with a number.
 pub(super) fn refuse_file(path: &Path) -> Result<(), Failure> {
+    if path.as_os_str().is_empty() {
+        return Err(
+            Failure::usage("open the data folder", "its name is empty").remedy("name a folder with --data")
+        );
+    }
     if path.exists() && !path.is_dir() {
         let what = format!("open the data folder {}", path.display());
         return Err(Failure::because(what, "it is a file").remedy("name a folder with --data"));

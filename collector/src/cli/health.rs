@@ -14,6 +14,7 @@ use crate::config::{CA_FILE_VARIABLE, Config, Flags};
 use super::certificates;
 use super::failure::Failure;
 use super::output::Output;
+use super::remote::unanswered;
 
 /// A health check that takes longer is a failed one.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -44,7 +45,8 @@ pub(super) async fn run(args: HealthArgs) -> Result<ExitCode, Failure> {
     let path = base.join("/healthz/ready").map_err(|error| Failure::new(WHAT, error))?;
     let ca_file = args.ca_file.or_else(|| std::env::var_os(CA_FILE_VARIABLE).map(PathBuf::from));
     let client = certificates::client(&base, ca_file.as_deref())?;
-    let answer = client.get(path).timeout(TIMEOUT).send().await.map_err(|error| Failure::new(WHAT, error))?;
+    let asked = client.get(path).timeout(TIMEOUT).send().await;
+    let answer = asked.map_err(|error| unanswered(WHAT, &base, &error))?;
     if answer.status().is_success() {
         return Output::plain().text("ready\n").map(|()| ExitCode::SUCCESS);
     }

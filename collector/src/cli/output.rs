@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 
 use comfy_table::presets::NOTHING;
-use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, TableComponent};
+use comfy_table::{Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, TableComponent};
 use serde::Serialize;
 
 use super::failure::Failure;
@@ -146,6 +146,13 @@ impl Output {
             });
             table.add_row(cells);
         }
+        // Times, positions and figures can't be read when they are broken in two.
+        for (index, column) in table.column_iter_mut().enumerate() {
+            let whole = |row: &Vec<String>| row.get(index).is_none_or(|field| is_whole(field));
+            if rows.iter().all(whole) {
+                column.set_constraint(ColumnConstraint::ContentWidth);
+            }
+        }
         table.to_string()
     }
 
@@ -161,6 +168,14 @@ impl Output {
     }
 }
 
+/// The width of a time with milliseconds.
+const WHOLE_MAX: usize = 24;
+
+/// A short word that is read as one.
+fn is_whole(field: &str) -> bool {
+    field.len() <= WHOLE_MAX && !field.contains(char::is_whitespace)
+}
+
 impl Column {
     fn name(self) -> &'static str {
         match self {
@@ -169,9 +184,10 @@ impl Column {
     }
 }
 
-/// Colour goes to terminals alone, and to none when `NO_COLOR` has a value (<https://no-color.org>).
+/// Colour goes to terminals alone, and to none that is `dumb`, or when `NO_COLOR` has a value (<https://no-color.org>).
 pub(super) fn is_coloured(terminal: bool) -> bool {
-    terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    terminal && wanted && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Makes control characters visible: what senders put into names must not steer the reader's terminal, nor break a line
@@ -262,6 +278,12 @@ mod tests {
         let columns = [Column::Text("name"), Column::Figure("count")];
         assert!(out.drawn(&columns, &rows, Some(0)).contains("a name of some length"));
         assert!(!out.drawn(&columns, &rows, Some(12)).contains("a name of some length"), "others are");
+        let rows = [vec!["a name of some length".to_owned(), "2026-11-21T11:14:20.961Z".to_owned()]];
+        let columns = [Column::Text("name"), Column::Text("time")];
+        assert!(
+            out.drawn(&columns, &rows, Some(20)).contains("2026-11-21T11:14:20.961Z"),
+            "a time is never broken"
+        );
     }
 
     #[test]

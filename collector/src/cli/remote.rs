@@ -202,27 +202,35 @@ impl Remote {
     }
 
     fn unanswered(&self, what: &str, error: &reqwest::Error) -> Failure {
-        if let Some(failure) = certificates::refused(what, &self.base, error) {
-            return failure;
-        }
-        let mut cause: &dyn std::error::Error = error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
         if error.is_timeout() && !error.is_connect() {
             return self.silent(what);
         }
-        let cause = if error.is_timeout() {
-            format!("{} can't be reached within {} s", self.base, CONNECT_TIMEOUT.as_secs())
-        } else if error.is_body() || error.is_decode() {
-            format!("the answer of {} broke off: {cause}", self.base)
-        } else {
-            format!("{} can't be reached: {cause}", self.base)
-        };
-        Failure::because(what, cause)
-            .remedy("is the collector running there? `eventbucket serve` starts one")
-            .passing()
+        unanswered(what, &self.base, error)
     }
+}
+
+/// Says why nothing came back from an address.
+pub(super) fn unanswered(what: &str, base: &Url, error: &reqwest::Error) -> Failure {
+    if let Some(failure) = certificates::refused(what, base, error) {
+        return failure;
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    if let Some(failure) = certificates::mismatched(what, base, error, cause) {
+        return failure;
+    }
+    let cause = if error.is_timeout() {
+        format!("{base} can't be reached within {} s", CONNECT_TIMEOUT.as_secs())
+    } else if error.is_body() || error.is_decode() {
+        format!("the answer of {base} broke off: {cause}")
+    } else {
+        format!("{base} can't be reached: {cause}")
+    };
+    Failure::because(what, cause)
+        .remedy("is the collector running there? `eventbucket serve` starts one")
+        .passing()
 }
 
 /// Says what the collector said, and what to do where the key is the reason.

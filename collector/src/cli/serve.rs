@@ -1,6 +1,7 @@
 //! Starting the collector.
 
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
@@ -61,6 +62,10 @@ pub(super) async fn run(args: ServeArgs) -> Result<ExitCode, Failure> {
         tracing::warn!("{warning}");
     }
     refuse_file(&config.data)?;
+    if SystemTime::now() < UNIX_EPOCH {
+        let cause = "this machine's clock stands before 1970, and ids begin with the time";
+        return Err(Failure::because("start", cause).remedy("set the clock"));
+    }
     let mut signals =
         Signals::listen().map_err(|error| Failure::because("listen to signals", error.to_string()))?;
     let mut running = app::start(&config).await.map_err(|error| starting(&config, error))?;

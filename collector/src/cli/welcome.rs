@@ -25,6 +25,7 @@ pub(super) struct Welcome {
     flag: String,
     roles: Roles,
     new: Option<NewProject>,
+    trust: String,
 }
 
 impl Welcome {
@@ -34,7 +35,8 @@ impl Welcome {
             Some(url) => (url.to_string(), String::new()),
             None => (whole(&config.data), data_flag(&config.data)),
         };
-        Self { address, scheme, kept, flag, roles: config.roles, new }
+        let certificate = config.tls.as_ref().map(|tls| format!("--cacert {} ", whole(&tls.certificate)));
+        Self { address, scheme, kept, flag, roles: config.roles, new, trust: certificate.unwrap_or_default() }
     }
 
     /// Prints it. The last line is for programs: it comes when requests are being taken, and its form stays.
@@ -93,7 +95,7 @@ impl Welcome {
             lines.push(format!("  {}", faint(&format!("{hint}{}", self.flag))));
         }
         if self.roles.has(Role::Edge) {
-            lines.extend(how_to_send(&base, key));
+            lines.extend(how_to_send(&base, key, &self.trust));
         }
         lines.iter().fold(String::new(), |mut text, line| {
             writeln!(text, "{line}").expect("a String takes every write");
@@ -110,12 +112,13 @@ impl Welcome {
     }
 }
 
-fn how_to_send(base: &str, key: &str) -> [String; 7] {
+/// `trust` names the certificate to curl, which knows none that was made for this machine.
+fn how_to_send(base: &str, key: &str, trust: &str) -> [String; 7] {
     [
         String::new(),
         "  send an event:".to_owned(),
         format!(
-            "    curl --json '{{\"name\":\"hello\"}}' -H 'Authorization: Bearer {key}' {base}{EVENTS_PATH}"
+            "    curl --json '{{\"name\":\"hello\"}}' -H 'Authorization: Bearer {key}' {trust}{base}{EVENTS_PATH}"
         ),
         "  from Rust:".to_owned(),
         format!("    let bucket = eventbucket::Bucket::builder(\"{base}\", \"{key}\").build()?;"),
@@ -164,7 +167,15 @@ mod tests {
             secret_key: NewKey { text: "eb_secret_y".into(), kind: KeyKind::Secret },
         });
         let (address, flag) = ("0.0.0.0:7".parse().unwrap(), " --data d".to_owned());
-        Welcome { address, scheme: "http", kept: "d".into(), flag, roles: Roles::default(), new }
+        Welcome {
+            address,
+            scheme: "http",
+            kept: "d".into(),
+            flag,
+            roles: Roles::default(),
+            new,
+            trust: String::new(),
+        }
     }
 
     #[test]

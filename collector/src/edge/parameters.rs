@@ -14,6 +14,10 @@ pub(super) struct Parameters {
     known: Vec<&'static str>,
 }
 
+/// The least number that is taken for Unix milliseconds, in April of 1970: what is smaller was meant as a year (2026), a day
+/// (20261121) or seconds (1795230000).
+const MS_MIN: i64 = 10_000_000_000;
+
 impl Parameters {
     pub(super) fn of(uri: &Uri) -> Result<Self, Refusal> {
         let unreadable =
@@ -54,10 +58,15 @@ impl Parameters {
     pub(super) fn time(&mut self, name: &'static str) -> Result<Option<Timestamp>, Refusal> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         // An unescaped + before an offset arrives as a space.
-        let time = Timestamp::from_rfc3339(&text.replace(' ', "+"))
-            .or_else(|| text.parse().ok().and_then(Timestamp::from_ms));
-        let expected =
-            || format!("{text:?} is neither RFC 3339 (2026-11-21T03:00:00Z) nor Unix milliseconds");
+        let time = Timestamp::from_rfc3339(&text.replace(' ', "+")).or_else(|| {
+            let unix_ms = text.parse().ok().filter(|ms| !(1..MS_MIN).contains(ms));
+            unix_ms.and_then(Timestamp::from_ms)
+        });
+        let expected = || {
+            format!(
+                "{text:?} is neither RFC 3339 (2026-11-21T03:00:00Z) nor Unix milliseconds (1795230000000)"
+            )
+        };
         time.map(Some).ok_or_else(|| invalid(name, &expected()))
     }
 
@@ -113,6 +122,17 @@ mod tests {
         assert_eq!(parameters.word("order", &[("newest", 1), ("position", 2)]).unwrap(), 2);
         assert_eq!(parameters.text("user").unwrap(), None);
         parameters.finish().unwrap();
+    }
+
+    #[test]
+    fn a_year_a_day_or_seconds_are_no_milliseconds() {
+        for text in ["2026", "20261121", "1795230000"] {
+            let told = detail(of(&format!("from={text}")).time("from").unwrap_err());
+            assert!(told.contains(text) && told.contains("2026-11-21T"), "{told}");
+        }
+        for (text, ms) in [("1795230000000", 1_795_230_000_000), ("0", 0), ("-86400000", -86_400_000)] {
+            assert_eq!(of(&format!("from={text}")).time("from").unwrap().map(Timestamp::ms), Some(ms));
+        }
     }
 
     #[test]

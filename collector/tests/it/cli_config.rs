@@ -11,9 +11,9 @@ fn a_configuration_that_is_there_but_no_file_is_never_passed_over() {
     let file = data.join("eventbucket.toml");
     let check = || run(eventbucket(&["serve", "--check-config", "--data", data.to_str().unwrap()]));
     assert_eq!(check().code, 0, "no folder, no file");
-    std::fs::create_dir_all(&file).unwrap();
+    fs::create_dir_all(&file).unwrap();
     check().assert_failed(1, &["eventbucket.toml"]);
-    std::fs::remove_dir(&file).unwrap();
+    fs::remove_dir(&file).unwrap();
     std::os::unix::fs::symlink(folder.path().join("unmounted"), &file).unwrap();
     check().assert_failed(1, &["eventbucket.toml"]);
 }

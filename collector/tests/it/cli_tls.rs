@@ -120,3 +120,26 @@ fn a_system_without_certificates_can_ask_without_tls() {
     assert_eq!(ask(collector.url()).code, 0);
     ask("https://127.0.0.1:1").assert_failed(1, &["--ca-file"]);
 }
+
+#[test]
+fn the_wrong_scheme_is_said_to_be_wrong() {
+    let made = made();
+    let (with, without) = (start(made.folder.path()), Collector::start());
+    let ask = |words: &[&str], url: String| {
+        let mut command = eventbucket(words);
+        run({
+            command
+                .args(["--url", &url, "--ca-file"])
+                .arg(&made.authority)
+                .env("EVENTBUCKET_KEY", "eb_secret_any");
+            command
+        })
+    };
+    for words in [&["count"][..], &["health"]] {
+        let told = ask(words, without.url().replace("http://", "https://"));
+        told.assert_failed(1, &["doesn't speak TLS", "http://"]);
+        let told = ask(words, with.url().replace("https://", "http://"));
+        told.assert_failed(1, &["speaks TLS", "https://"]);
+    }
+    assert!(with.welcome().contains("--cacert"), "{}", with.welcome());
+}

@@ -143,7 +143,7 @@ async fn a_wrong_parameter_is_named() {
     400 invalid_query: A parameter can't be used. order: "oldest" is none of newest, position
     400 invalid_cursor: The cursor can't be used. cursor "abc" can't be read; use "next" of the page before, or a position
     400 invalid_cursor: The cursor can't be used. the log was restored since this cursor was given out; begin again without one
-    400 invalid_query: A parameter can't be used. from: "yesterday" is neither RFC 3339 (2026-11-21T03:00:00Z) nor Unix milliseconds
+    400 invalid_query: A parameter can't be used. from: "yesterday" is neither RFC 3339 (2026-11-21T03:00:00Z) nor Unix milliseconds (1795230000000)
     400 invalid_query: A parameter can't be used. user: is empty; leave it out instead
     400 invalid_query: A parameter can't be used. name: is given twice
     400 invalid_query: A parameter can't be used. nmae: is not known; this path takes order, cursor, limit, name, user, from, to
