@@ -24,6 +24,11 @@ fn a_bad_url_is_refused_with_what_to_do() {
         ("http://[zz]:4", "neither a name nor an IP address"),
         ("http://%zz", "neither a name nor an IP address"),
         ("https://key@example.org", "the key is given separately"),
+        ("http://256.1.1.1", "neither a name nor an IP address"),
+        ("http://1.2.3", "neither a name nor an IP address"),
+        ("http://example.org.7:4000", "neither a name nor an IP address"),
+        ("http://localhost:+80", "port"),
+        ("http://localhost:", "port"),
         ("", "no scheme"),
     ] {
         let message = refused(Bucket::builder(url, "key")).to_string();
@@ -41,6 +46,9 @@ fn good_urls_pass() {
         "https://events.example.org/base/",
         "http://[::1]:4100",
         "http://[::1]",
+        "http://10.0.0.7:4100",
+        "https://events.example.org.",
+        "https://7.example.org",
         "https://bücher.example",
     ] {
         Bucket::builder(url, "key").build_test().unwrap_or_else(|error| panic!("{error}"));
