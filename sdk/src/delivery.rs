@@ -11,6 +11,7 @@ use crate::backlog::Backlog;
 use crate::batcher::FRAME_BYTES;
 use crate::clock::ms;
 use crate::config::Settings;
+use crate::discovery::{self, Discovery, Found};
 use crate::encoded::EncodedEvent;
 use crate::endpoints::{Endpoints, Turn};
 use crate::error::{Fault, panic_message};
@@ -18,7 +19,7 @@ use crate::finals::{self, Finals};
 use crate::id;
 use crate::ledger::Tally;
 use crate::retry::{self, Decision};
-use crate::transport::{Answer, Attempt, Question, SendError, Transport};
+use crate::transport::{Answer, Attempt, Inquiry, Question, SendError, Transport};
 
 /// One attempt as a whole: the largest body, 4 MiB, takes 34 s at 1 Mbit/s, which leaves 26 s for the
 /// connection and the answer.
@@ -37,10 +38,13 @@ pub(crate) struct Delivery {
     transport: Arc<dyn Transport>,
     pub(crate) endpoints: Endpoints,
     pub(crate) finals: Finals,
+    discovery: Discovery,
     sends: JoinSet<Outcome>,
     under_way: HashMap<Id, UnderWay>,
     /// The task of the question under way.
     asking: Option<Id>,
+    /// The task of the inquiry under way.
+    looking: Option<Id>,
 }
 
 /// A batch on its way.
@@ -56,7 +60,8 @@ impl Delivery {
     pub(crate) fn new(settings: Arc<Settings>, transport: Arc<dyn Transport>) -> Self {
         let endpoints = Endpoints::new(settings.endpoints.iter().cloned());
         let (finals, sends, under_way) = (Finals::default(), JoinSet::new(), HashMap::new());
-        Self { settings, transport, endpoints, finals, sends, under_way, asking: None }
+        let (discovery, asking, looking) = (Discovery::new(settings.discover), None, None);
+        Self { settings, transport, endpoints, finals, discovery, sends, under_way, asking, looking }
     }
 
     /// Sends what may be sent now.
@@ -84,7 +89,7 @@ impl Delivery {
         let now_ms = self.settings.clock.monotonic_ms();
         let Some(open) = self.finals.start(now_ms) else { return };
         let question = Question {
-            endpoint: open.endpoint,
+            endpoint: self.endpoints.instead_of(&open.endpoint, now_ms),
             key: self.settings.key.clone(),
             batch_id: open.batch,
             wait: finals::WAIT,
@@ -96,6 +101,43 @@ impl Delivery {
             answer.unwrap_or(Err(SendError::Timeout))
         });
         self.asking = Some(task.id());
+    }
+
+    /// Asks which collectors there are, if it is time to and somebody is to be sent to.
+    pub(crate) fn discover(&mut self, backlog: &Backlog) {
+        let now_ms = self.settings.clock.monotonic_ms();
+        if backlog.is_empty() || !self.discovery.is_due(now_ms) {
+            return;
+        }
+        let endpoint = self.endpoints.next_to_ask(now_ms).trim_end_matches('/').to_owned();
+        self.discovery.asks(endpoint.clone(), now_ms);
+        let key = self.settings.key.clone();
+        let inquiry = Inquiry { endpoint, key, timeout: discovery::TIMEOUT };
+        let transport = Arc::clone(&self.transport);
+        let task = self.sends.spawn(async move {
+            let answer = tokio::time::timeout(inquiry.timeout, transport.discover(&inquiry)).await;
+            answer.unwrap_or(Err(SendError::Timeout))
+        });
+        self.looking = Some(task.id());
+    }
+
+    /// When to ask next which collectors there are, while somebody is to be sent to.
+    pub(crate) fn next_discovery_ms(&self, backlog: &Backlog) -> Option<u64> {
+        if backlog.is_empty() { None } else { self.discovery.next_ms() }
+    }
+
+    fn learn(&mut self, outcome: &Outcome, tally: &mut Tally) {
+        let now_ms = self.settings.clock.monotonic_ms();
+        let mut found = self.discovery.read(outcome, &self.settings.endpoints);
+        if let Some((endpoint, message)) = self.discovery.settle(&found, now_ms, id::random_u64()) {
+            tally.fault(Fault::Discovery { endpoint, message });
+        }
+        if let Found::Collectors(urls) = &mut found {
+            // Where more are named than are used, each client uses others.
+            let first = usize::try_from(id::random_u64() % urls.len() as u64).unwrap_or_default();
+            urls.rotate_left(first);
+            self.endpoints.learn(urls);
+        }
     }
 
     /// The body depends on the batch alone, so each attempt sends the same bytes; only its time of sending is new.
@@ -136,8 +178,9 @@ impl Delivery {
     pub(crate) fn break_off(&mut self, backlog: &mut Backlog) {
         self.sends = JoinSet::new();
         self.under_way.clear();
-        self.asking = None;
+        (self.asking, self.looking) = (None, None);
         self.finals.broken_off();
+        self.discovery.broken_off();
         self.endpoints.broken_off();
         backlog.release_all();
     }
@@ -157,7 +200,15 @@ impl Delivery {
             tally.finals.extend(known);
             return;
         }
+        if self.looking == Some(task) {
+            self.looking = None;
+            self.learn(&outcome, tally);
+            return;
+        }
         let Some(UnderWay { number, batch, turn, ids }) = self.under_way.remove(&task) else { return };
+        if let Ok(answer) = &outcome {
+            self.heard(turn, answer.draining);
+        }
         match retry::decide(&outcome, ids.len()) {
             Decision::Settled(verdicts) => {
                 self.endpoints.succeeded(turn);
@@ -196,6 +247,14 @@ impl Delivery {
         }
     }
 
+    fn heard(&mut self, turn: Turn, draining: bool) {
+        let now_ms = self.settings.clock.monotonic_ms();
+        self.endpoints.heard(turn, draining, now_ms);
+        if draining {
+            self.discovery.hurry(now_ms, id::random_u64());
+        }
+    }
+
     fn retry_later(&mut self, turn: Turn, wait_min: Duration, message: String, tally: &mut Tally) {
         let now_ms = self.settings.clock.monotonic_ms();
         let until = |failures| {
@@ -204,6 +263,7 @@ impl Delivery {
         };
         let counted = self.endpoints.failed(turn, !wait_min.is_zero(), until);
         if counted == Some(1) {
+            self.discovery.hurry(now_ms, id::random_u64());
             tally.fault(Fault::Unreachable { endpoint: self.endpoints.url(turn).to_owned(), message });
         }
     }

@@ -108,6 +108,14 @@ pub enum Fault {
         /// The collector's words.
         message: String,
     },
+    /// What a collector says about the others can't be used; told once until it can. Nothing changes.
+    #[error("{endpoint} names no collectors to use: {message}; events go on to those known")]
+    Discovery {
+        /// The URL of the collector that was asked.
+        endpoint: String,
+        /// What is wrong, and what to do.
+        message: String,
+    },
     /// The collector refused an event for good.
     #[error("event {id} was rejected: {}", reason.message)]
     Rejected {

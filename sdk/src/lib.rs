@@ -98,6 +98,9 @@ mod retry;
 /// Several collectors: round-robin, failover, health.
 mod endpoints;
 
+/// Collectors that others name.
+mod discovery;
+
 /// How a batch reaches a collector.
 pub mod transport;
 

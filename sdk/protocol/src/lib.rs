@@ -46,9 +46,15 @@ pub const EVENTS_PATH: &str = "/v1/events";
 /// Where the final verdicts of a batch are asked for, its id behind a slash.
 pub const BATCHES_PATH: &str = "/v1/batches";
 
+/// Where the collector's processes are listed.
+pub const NODES_PATH: &str = "/v1/nodes";
+
 /// The request header that says when an attempt was sent, in Unix milliseconds. It lies outside the body, whose bytes
 /// stay the same on every resend; the collector measures the sender's clock with it.
 pub const SENT_AT_HEADER: &str = "event-bucket-sent-at";
+
+/// The answer header with which a collector that is about to stop asks its clients to go on elsewhere. Its value is 1.
+pub const DRAINING_HEADER: &str = "event-bucket-draining";
 
 /// The name of the event that tells who a user is.
 pub const IDENTIFY: &str = "$identify";

@@ -1,4 +1,4 @@
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::error::ConfigError;
 
@@ -13,11 +13,19 @@ pub(super) fn limit(setting: &'static str, value: usize, min: usize, max: usize)
 
 /// The base URL of a collector: scheme, host and perhaps port and path. The transport reads it again; this is for a
 /// clear word at the start instead of a failure at the first batch.
-pub(super) fn url(url: &str) -> Result<(), ConfigError> {
-    check_url(url).map_err(|reason| ConfigError::Url { url: url.to_owned(), reason })
+pub(crate) fn url(url: &str) -> Result<(), ConfigError> {
+    parts(url).map(drop).map_err(|reason| ConfigError::Url { url: url.to_owned(), reason })
 }
 
-fn check_url(url: &str) -> Result<(), &'static str> {
+/// What a URL is made of; the scheme and the host as they were written.
+struct Parts<'a> {
+    scheme: &'a str,
+    host: &'a str,
+    port: Option<u16>,
+    path: &'a str,
+}
+
+fn parts(url: &str) -> Result<Parts<'_>, &'static str> {
     let (scheme, rest) = url.split_once("://").ok_or("it has no scheme")?;
     if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
         return Err("its scheme is neither http nor https");
@@ -28,7 +36,7 @@ fn check_url(url: &str) -> Result<(), &'static str> {
     if url.contains(['?', '#']) {
         return Err("it has a query or a fragment");
     }
-    let authority = rest.split('/').next().unwrap_or_default();
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     if authority.contains('@') {
         return Err("it contains a user; the key is given separately");
     }
@@ -44,11 +52,13 @@ fn check_url(url: &str) -> Result<(), &'static str> {
         return Err("its host is neither a name nor an IP address; an IPv6 address stands in brackets");
     }
     // A number may have a sign where it is parsed, a port may not.
-    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
-    if !port.is_none_or(is_port) {
-        return Err("its port is no number from 0 to 65535");
-    }
-    if is_read_by_transport(url) { Ok(()) } else { Err("it is no URL that can be sent to") }
+    let number = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse().ok())?;
+    let port = match port {
+        Some(port) => Some(number(port).ok_or("its port is no number from 0 to 65535")?),
+        None => None,
+    };
+    let parts = Parts { scheme, host, port, path };
+    if is_read_by_transport(url) { Ok(parts) } else { Err("it is no URL that can be sent to") }
 }
 
 /// The transport's own reading, which has the last word: it also knows which names of other alphabets there can be.
@@ -75,6 +85,25 @@ fn is_host(host: &str) -> bool {
         return host.parse::<Ipv4Addr>().is_ok();
     }
     host.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_') || !c.is_ascii())
+}
+
+/// Writes a URL the way equal ones are equal: scheme and host in small letters, without the scheme's own port and without
+/// a slash at the end. What isn't a URL stays as it is.
+pub(crate) fn plain_url(url: &str) -> String {
+    let Ok(Parts { scheme, host, port, path }) = parts(url) else { return url.to_owned() };
+    let (scheme, host) = (scheme.to_ascii_lowercase(), host.to_ascii_lowercase());
+    let usual = if scheme == "https" { 443 } else { 80 };
+    let port = port.filter(|port| *port != usual).map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{scheme}://{host}{port}{}", path.trim_end_matches('/'))
+}
+
+/// Says whether a URL leads to the machine that reads it.
+pub(crate) fn is_loopback(url: &str) -> bool {
+    let Ok(Parts { host, .. }) = parts(url) else { return false };
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let is_name = host == "localhost" || host.ends_with(".localhost");
+    is_name || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// A key travels in a header.

@@ -1,6 +1,8 @@
 /// Whether what was given can work.
 mod check;
 
+pub(crate) use check::{is_loopback, plain_url, url as check_url};
+
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -71,6 +73,7 @@ struct Http {
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) endpoints: Vec<String>,
+    pub(crate) discover: bool,
     pub(crate) key: String,
     pub(crate) spool: Option<PathBuf>,
     pub(crate) spool_bytes_max: u64,
@@ -120,6 +123,7 @@ impl Builder {
     pub(crate) fn new(url: String, key: String) -> Self {
         let settings = Settings {
             endpoints: vec![url],
+            discover: false,
             key,
             spool: None,
             spool_bytes_max: SPOOL_BYTES_MAX,
@@ -151,6 +155,16 @@ impl Builder {
     /// Adds a collector. Batches go to all in turn; one that fails is left out until it answers again.
     pub fn endpoint(mut self, url: impl Into<String>) -> Self {
         self.settings.endpoints.push(url.into());
+        self
+    }
+
+    /// Learns the collector's other processes from those given, and sends to all in turn. Asked is `GET /v1/nodes`, with the first
+    /// events, then about every 5 minutes and soon after a failure, while there is something to send. Those given always
+    /// stay; one that is no longer named is left. The key goes to learned URLs too, so none is taken that is weaker than
+    /// those given (http where any is https). An answer that can't be used changes nothing and is told to `on_error`
+    /// once. Off unless told otherwise: behind a balancer the processes' own addresses are of no use.
+    pub fn discover(mut self, discover: bool) -> Self {
+        self.settings.discover = discover;
         self
     }
 

@@ -3,7 +3,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use eventbucket_protocol::{BATCHES_PATH, EVENTS_PATH, SENT_AT_HEADER};
+use eventbucket_protocol::{BATCHES_PATH, DRAINING_HEADER, EVENTS_PATH, NODES_PATH, SENT_AT_HEADER};
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Proxy, Response, redirect};
 use rustls::pki_types::CertificateDer;
@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::Verifier;
 
-use super::{Answer, Attempt, Question, SendError, Sending, Transport, retry_after};
+use super::{Answer, Attempt, Inquiry, Question, SendError, Sending, Transport, retry_after};
 
 /// An answer larger than this isn't read: a batch has at most 10,000 verdicts, and one with its reason takes 0.4 KiB.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -113,8 +113,16 @@ impl HttpTransport {
     async fn inquire(&self, question: &Question) -> Result<Answer, SendError> {
         let endpoint = question.endpoint.trim_end_matches('/');
         let url = format!("{endpoint}{BATCHES_PATH}/{}?wait={}", question.batch_id, question.wait.as_secs());
-        let request = self.client()?.get(url).timeout(question.timeout);
-        let request = request.header(AUTHORIZATION, bearer(&question.key)?);
+        self.get(&url, &question.key, question.timeout).await
+    }
+
+    async fn look_around(&self, inquiry: &Inquiry) -> Result<Answer, SendError> {
+        let url = format!("{}{NODES_PATH}", inquiry.endpoint.trim_end_matches('/'));
+        self.get(&url, &inquiry.key, inquiry.timeout).await
+    }
+
+    async fn get(&self, url: &str, key: &str, timeout: Duration) -> Result<Answer, SendError> {
+        let request = self.client()?.get(url).timeout(timeout).header(AUTHORIZATION, bearer(key)?);
         answer(request.send().await.map_err(say)?).await
     }
 }
@@ -134,9 +142,10 @@ async fn answer(response: Response) -> Result<Answer, SendError> {
         .headers()
         .get(RETRY_AFTER)
         .and_then(|value| retry_after::parse(value.to_str().ok()?, now_unix_s()));
+    let draining = response.headers().contains_key(DRAINING_HEADER);
     let status = response.status().as_u16();
     let body = read_capped(response).await?;
-    Ok(Answer { status, retry_after, body })
+    Ok(Answer { status, retry_after, body, draining })
 }
 
 impl Transport for HttpTransport {
@@ -146,6 +155,10 @@ impl Transport for HttpTransport {
 
     fn ask<'a>(&'a self, question: &'a Question) -> Sending<'a> {
         Box::pin(self.inquire(question))
+    }
+
+    fn discover<'a>(&'a self, inquiry: &'a Inquiry) -> Sending<'a> {
+        Box::pin(self.look_around(inquiry))
     }
 }
 

@@ -89,6 +89,40 @@ pub trait Transport: Send + Sync + 'static {
         let _ = question;
         Box::pin(std::future::ready(Ok(Answer::new(405))))
     }
+
+    /// Asks a collector once which others there are; the answer is that to `GET /v1/nodes`. Asked only of a bucket with
+    /// [`discover`](crate::Builder::discover). Whether what it names may be used is decided above. A transport that can't
+    /// ask leaves it at this: 405, and the collectors stay those that were given.
+    ///
+    /// # Errors
+    ///
+    /// When no answer came back.
+    fn discover<'a>(&'a self, inquiry: &'a Inquiry) -> Sending<'a> {
+        let _ = inquiry;
+        Box::pin(std::future::ready(Ok(Answer::new(405))))
+    }
+}
+
+/// Which collector is asked for the others.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Inquiry {
+    /// The collector's base URL without a trailing slash.
+    pub endpoint: String,
+    /// The project's write key, to be sent as a bearer token.
+    pub key: String,
+    /// How long the inquiry may take as a whole.
+    pub timeout: Duration,
+}
+
+/// Shows everything but the key.
+impl fmt::Debug for Inquiry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inquiry")
+            .field("endpoint", &self.endpoint)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Which batch is asked about, and where.
@@ -192,13 +226,15 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// The body: a reply with verdicts when the status is 200, an error document otherwise.
     pub body: Vec<u8>,
+    /// Whether the collector says that it is about to stop, so that the next batches go elsewhere.
+    pub draining: bool,
 }
 
 impl Answer {
     /// Makes an answer with an empty body.
     #[must_use]
     pub const fn new(status: u16) -> Self {
-        Self { status, retry_after: None, body: Vec::new() }
+        Self { status, retry_after: None, body: Vec::new(), draining: false }
     }
 
     /// Adds the body.
@@ -220,6 +256,13 @@ impl Answer {
     #[must_use]
     pub const fn with_retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
+        self
+    }
+
+    /// Adds that the collector is about to stop.
+    #[must_use]
+    pub const fn with_draining(mut self) -> Self {
+        self.draining = true;
         self
     }
 }

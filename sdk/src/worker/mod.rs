@@ -158,6 +158,7 @@ impl Worker {
             let batch_due_ms = self.backlog.close_due(self.delivery.endpoints.any_healthy(), &mut self.tally);
             self.delivery.dispatch(&mut self.backlog, &mut self.tally);
             self.delivery.ask();
+            self.delivery.discover(&self.backlog);
             self.publish();
             self.answer_flushes();
             if self.is_ending() {
@@ -252,8 +253,9 @@ impl Worker {
         // Events the backlog has no room for are looked at again when an answer makes room.
         let drain_ms = self.drain_ms.filter(|_| self.has_room());
         let final_ms = self.delivery.finals.next_ms();
-        let next_ms =
-            [batch_due_ms, probe_ms, self.backlog.next_ms(), drain_ms, final_ms].into_iter().flatten().min();
+        let discovery_ms = self.delivery.next_discovery_ms(&self.backlog);
+        let next_ms = [batch_due_ms, probe_ms, self.backlog.next_ms(), drain_ms, final_ms, discovery_ms];
+        let next_ms = next_ms.into_iter().flatten().min();
         if drain_ms.is_none() && !self.shared.may_sleep() && self.has_room() {
             return;
         }

@@ -9,6 +9,7 @@ mod capture;
 mod config;
 #[cfg(feature = "http")]
 mod delivery;
+mod discovery;
 mod exactly_once;
 mod finals;
 #[cfg(all(unix, feature = "http"))]

@@ -7,7 +7,8 @@ use eventbucket::protocol::codec::{Format, decode};
 #[cfg(feature = "zstd")]
 use eventbucket::protocol::limits::BATCH_DECODED_BYTES_MAX;
 use eventbucket::protocol::{
-    BATCHES_PATH, BatchId, EVENTS_PATH, Event, EventId, Problem, Reply, SENT_AT_HEADER, Timestamp, Verdict,
+    BATCHES_PATH, BatchId, DRAINING_HEADER, EVENTS_PATH, Event, EventId, NODES_PATH, Problem, Reply,
+    SENT_AT_HEADER, Timestamp, Verdict,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,6 +46,12 @@ pub(crate) struct State {
     pub(crate) queues: Option<usize>,
     finals: HashMap<String, Vec<u8>>,
     pub(crate) questions: usize,
+    /// What is answered to who asks for the cluster's collectors; 404 without it.
+    pub(crate) nodes: Option<String>,
+    /// The keys of those who asked for them.
+    pub(crate) inquiries: Vec<String>,
+    /// Every answer says that the collector is about to stop.
+    pub(crate) draining: bool,
 }
 
 /// A batch as it came.
@@ -159,7 +166,13 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 impl Shared {
     /// `None` cuts the connection.
     fn answer(&self, head: &str, body: Vec<u8>) -> Option<Vec<u8>> {
-        let answer = self.state.lock().unwrap().answer(head, body);
+        let mut state = self.state.lock().unwrap();
+        let mut answer = state.answer(head, body);
+        if let Some(answer) = answer.as_mut().filter(|_| state.draining) {
+            let line_end = answer.windows(2).position(|window| window == b"\r\n").unwrap() + 2;
+            answer.splice(line_end..line_end, format!("{DRAINING_HEADER}: 1\r\n").into_bytes());
+        }
+        drop(state);
         self.changed.notify_all();
         answer
     }
@@ -169,6 +182,14 @@ impl State {
     fn answer(&mut self, head: &str, body: Vec<u8>) -> Option<Vec<u8>> {
         if let Some(rest) = head.strip_prefix(&format!("GET {BATCHES_PATH}/")) {
             return Some(self.tell_final(rest.split(['?', ' ']).next()?));
+        }
+        if head.starts_with(&format!("GET {NODES_PATH} ")) {
+            self.inquiries.push(header(head, "authorization")?.to_owned());
+            let nodes = self.nodes.as_ref();
+            return Some(nodes.map_or_else(
+                || problem(404, None),
+                |nodes| http(200, None, "application/json", nodes.as_bytes()),
+            ));
         }
         assert!(head.starts_with(&format!("POST {EVENTS_PATH} HTTP/1.1")), "{head}");
         let decoded = match header(head, "content-encoding") {
