@@ -11,6 +11,7 @@ mod config;
 mod delivery;
 mod discovery;
 mod exactly_once;
+#[cfg(feature = "http")]
 mod finals;
 #[cfg(all(unix, feature = "http"))]
 mod fork;
