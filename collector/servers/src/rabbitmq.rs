@@ -2,6 +2,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::install;
 use super::port::{Port, say};
@@ -13,6 +14,12 @@ const PACKAGE: &str = "rabbitmq-server";
 
 /// Schedulers that spin while they wait cost the other servers of a small machine a third of a core.
 const ERLANG: &str = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}";
+
+/// What `erl_call` says when the node refused its name, how often that is believed, and the pause before the next try:
+/// sixteen callers at once are through within 16 s.
+const REFUSED: &str = "failed to connect to node";
+const REFUSALS_MAX: u32 = 32;
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// A RabbitMQ of one node without plugins, with the user `guest`.
 #[derive(Debug)]
@@ -134,7 +141,20 @@ impl Node {
         ))
     }
 
+    /// The caller's random name is drawn by the second, so callers at the same time may draw the same, and the node refuses
+    /// all but one of them before it has heard anything. They try again.
     fn evaluate(&self, expressions: &str) -> io::Result<()> {
+        let mut tries = 0;
+        loop {
+            match self.evaluate_once(expressions) {
+                Err(error) if tries < REFUSALS_MAX && error.to_string().contains(REFUSED) => tries += 1,
+                done => return done,
+            }
+            std::thread::park_timeout(AGAIN);
+        }
+    }
+
+    fn evaluate_once(&self, expressions: &str) -> io::Result<()> {
         let cookie = fs::read_to_string(self.home.join(".erlang.cookie"))?;
         let mut call = Command::new("erl_call");
         // By a random name: the node refuses a caller by a name that it believes to be connected still.
