@@ -184,30 +184,10 @@ impl State {
             return Some(self.tell_final(rest.split(['?', ' ']).next()?));
         }
         if head.starts_with(&format!("GET {NODES_PATH} ")) {
-            self.inquiries.push(header(head, "authorization")?.to_owned());
-            let nodes = self.nodes.as_ref();
-            return Some(nodes.map_or_else(
-                || problem(404, None),
-                |nodes| http(200, None, "application/json", nodes.as_bytes()),
-            ));
+            return self.tell_nodes(head);
         }
         assert!(head.starts_with(&format!("POST {EVENTS_PATH} HTTP/1.1")), "{head}");
-        let decoded = match header(head, "content-encoding") {
-            None => body.clone(),
-            #[cfg(feature = "zstd")]
-            Some("zstd") => {
-                let mut out = Vec::with_capacity(BATCH_DECODED_BYTES_MAX);
-                zstd_safe::decompress(&mut out, &body).unwrap();
-                out
-            }
-            #[cfg(feature = "gzip")]
-            Some("gzip") => {
-                let mut out = Vec::new();
-                io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&body[..]), &mut out).unwrap();
-                out
-            }
-            Some(other) => panic!("unknown encoding {other}"),
-        };
+        let decoded = decompressed(head, &body);
         let batch = decode(&decoded, Format::from_content_type(header(head, "content-type")?)?).unwrap();
         let id = batch.id.expect("the SDK names its batches");
         let now = Timestamp::from_ms(0).unwrap();
@@ -256,6 +236,12 @@ impl State {
         Some(http(200, None, "application/json", &reply))
     }
 
+    fn tell_nodes(&mut self, head: &str) -> Option<Vec<u8>> {
+        self.inquiries.push(header(head, "authorization")?.to_owned());
+        let answer = |nodes: &String| http(200, None, "application/json", nodes.as_bytes());
+        Some(self.nodes.as_ref().map_or_else(|| problem(404, None), answer))
+    }
+
     fn tell_final(&mut self, batch: &str) -> Vec<u8> {
         self.questions += 1;
         match (self.finals.get(batch), self.queues.as_mut()) {
@@ -288,6 +274,25 @@ impl State {
         } else {
             Verdict::Duplicate { differs: false }
         }
+    }
+}
+
+fn decompressed(head: &str, body: &[u8]) -> Vec<u8> {
+    match header(head, "content-encoding") {
+        None => body.to_vec(),
+        #[cfg(feature = "zstd")]
+        Some("zstd") => {
+            let mut out = Vec::with_capacity(BATCH_DECODED_BYTES_MAX);
+            zstd_safe::decompress(&mut out, body).unwrap();
+            out
+        }
+        #[cfg(feature = "gzip")]
+        Some("gzip") => {
+            let mut out = Vec::new();
+            io::Read::read_to_end(&mut flate2::read::GzDecoder::new(body), &mut out).unwrap();
+            out
+        }
+        Some(other) => panic!("unknown encoding {other}"),
     }
 }
 
