@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::bus::{self, Bus, DeadLetters, RabbitOptions};
 use crate::cache::{self, Cache, Node, RedisOptions};
-use crate::config::{Config, LimitsConfig, Role, ServerUrl};
+use crate::config::{Config, EdgeConfig, LimitsConfig, Role, ServerUrl};
 use crate::edge::{self, Health, Tls, TlsError};
 use crate::ingest::Ingest;
 use crate::project::AccountId;
@@ -39,6 +39,10 @@ const FIRST_PROJECT: &str = "default";
 
 /// What the edge may take beyond its own drain timeout, to cut what is left.
 const EDGE_GRACE: Duration = Duration::from_secs(5);
+
+/// How long clients are told to go elsewhere before the listener closes, where there is an elsewhere: SDKs send about once a
+/// second (their batches' age), balancers ask for readiness every second or two.
+const DRAIN_NOTICE: Duration = Duration::from_secs(2);
 
 /// How long storage may take for what the bus has accepted at shutdown: 64 MiB at a poor disk's 10 MB/s, four times over.
 const STORAGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -205,7 +209,8 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
 
     let ingest = Ingest::new(bus.clone(), store.clone(), cache.clone()).with_limits(limits(config));
     let query = Reader::new(store.clone(), cache.clone());
-    let state = edge::State::new(ingest, query, health, config.edge.clone(), metrics).for_roles(config.roles);
+    let edge_config = EdgeConfig { drain_notice: Some(drain_notice(config)), ..config.edge.clone() };
+    let state = edge::State::new(ingest, query, health, edge_config, metrics).for_roles(config.roles);
     let (edge, edge_stop) = (Stage::new("edge", &root), root.child_token());
     edge.spawn(listen(listener, state, tls, edge_stop.clone(), edge.token()));
 
@@ -219,9 +224,17 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
         registry,
         foundation,
         node_id,
-        drain_timeout: config.edge.drain_timeout,
+        drain_timeout: drain_notice(config) + config.edge.drain_timeout,
         catch_up_timeout: config.catch_up_timeout,
     })
+}
+
+/// Whoever keeps the log in a file of its own has no stand-in, so notice would only make it stop later; and workers have
+/// no clients.
+fn drain_notice(config: &Config) -> Duration {
+    let has_clients = config.roles.has(Role::Edge) || config.roles.has(Role::Query);
+    let usual = if has_clients && config.bus.url.is_some() { DRAIN_NOTICE } else { Duration::ZERO };
+    config.edge.drain_notice.unwrap_or(usual)
 }
 
 /// Only what keeps something on a disk of its own has to watch one.

@@ -147,7 +147,15 @@ pub(super) const KEYS: &[Key] = &[
         ..number("edge.decoding_max", "EVENTBUCKET_EDGE_DECODING_MAX", "32")
     },
     Key {
-        about: &["How long requests in flight may take to end at shutdown."],
+        about: &[
+            "How long an edge goes on taking requests after SIGTERM, while it is no longer ready and says with each answer",
+            "that it stops: SDKs and balancers go elsewhere meanwhile. Without it 2s with a RabbitMQ, where others",
+            "take over, and no time at all without one.",
+        ],
+        ..absent("edge.drain_notice", "EVENTBUCKET_EDGE_DRAIN_NOTICE", "2s")
+    },
+    Key {
+        about: &["How long requests in flight may take to end at shutdown, after that."],
         ..text("edge.drain_timeout", "EVENTBUCKET_EDGE_DRAIN_TIMEOUT", "20s")
     },
     Key {

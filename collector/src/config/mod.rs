@@ -109,6 +109,8 @@ pub struct EdgeConfig {
     pub connections_max: usize,
     /// Bodies in decoding at once, which bounds memory.
     pub decoding_max: usize,
+    /// How long requests are still taken at shutdown, while clients are told to go elsewhere; none where it is `None`.
+    pub drain_notice: Option<Duration>,
     /// How long requests in flight may take to end at shutdown.
     pub drain_timeout: Duration,
     /// Proxies whose `X-Forwarded-For` is believed.

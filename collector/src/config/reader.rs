@@ -39,6 +39,7 @@ impl<'a> Reader<'a> {
             body_timeout: self.duration("edge.body_timeout"),
             connections_max: self.count("edge.connections_max"),
             decoding_max: self.count("edge.decoding_max"),
+            drain_notice: self.parsed("edge.drain_notice", units::duration),
             drain_timeout: self.duration("edge.drain_timeout"),
             trusted_proxies: self.networks("edge.trusted_proxies"),
             free_disk_min: self.parsed("edge.free_disk_min", units::size).unwrap_or_default(),

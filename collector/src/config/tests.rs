@@ -86,7 +86,7 @@ fn every_key_of_the_example_is_read_back_as_its_default() {
         .collect();
     assert_eq!(uncommented, keys::KEYS.len() - 2, "all but the two TLS files");
     let config = load(Some(&text), &[], Flags::default()).unwrap();
-    assert_eq!(EdgeConfig { advertise: None, ..config.edge }, EdgeConfig::default());
+    assert_eq!(EdgeConfig { advertise: None, drain_notice: None, ..config.edge }, EdgeConfig::default());
     assert_eq!(config.roles, Roles::default());
 }
 

@@ -58,7 +58,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{MethodRouter, get, post};
-use eventbucket_protocol::EVENTS_PATH;
+use eventbucket_protocol::{EVENTS_PATH, NODES_PATH};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -124,7 +124,7 @@ pub fn routes(state: State) -> Router {
         paths = paths
             .route(EVENTS_PATH, events)
             .route("/v1/key", get(manage::key))
-            .route("/v1/nodes", get(manage::nodes));
+            .route(NODES_PATH, get(manage::nodes));
     }
     paths
         .method_not_allowed_fallback(problem::method_not_allowed)

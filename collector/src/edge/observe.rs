@@ -5,6 +5,7 @@ use axum::http::header::{CONNECTION, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, Version};
 use axum::middleware::Next;
 use axum::response::Response;
+use eventbucket_protocol::DRAINING_HEADER;
 
 use super::State;
 use super::client::{self, Peer};
@@ -33,9 +34,12 @@ pub(super) async fn request(
     tracing::debug!(%method, route, status, client, took_ms = took.as_millis(), "answered a request");
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if edge.draining.is_cancelled() && version < Version::HTTP_2 {
-        // A client that keeps its connection busy leaves it after this answer instead of meeting its end.
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    if edge.draining.is_cancelled() {
+        headers.insert(DRAINING_HEADER, HeaderValue::from_static("1"));
+        if version < Version::HTTP_2 {
+            // A client that keeps its connection busy leaves it after this answer instead of meeting its end.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
     }
     response
 }

@@ -40,8 +40,8 @@ const DESCRIPTORS_ASIDE: u64 = 256;
 /// log grows by 50 MB/s at most.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
-/// Serves connections until `stop`, then drains: takes no more of them, answers what is in flight, and cuts what is left
-/// after the drain timeout. Returns when the last connection has ended.
+/// Serves connections until `stop`, then drains: gives notice to its clients, takes no more connections, answers what is in
+/// flight, and cuts what is left after the drain timeout. Returns when the last connection has ended.
 ///
 /// # Errors
 /// When the listener can't be used at all.
@@ -148,8 +148,9 @@ impl Server {
     }
 
     async fn drain(&self, listener: TcpListener) -> io::Result<()> {
-        let deadline = Instant::now() + self.state.config.drain_timeout;
         self.state.draining.cancel();
+        self.give_notice(&listener).await;
+        let deadline = Instant::now() + self.state.config.drain_timeout;
         self.admit_waiting(listener)?;
         self.connections.close();
         let leaving = deadline.min(Instant::now() + LEAVING);
@@ -163,6 +164,18 @@ impl Server {
             self.connections.wait().await;
         }
         Ok(())
+    }
+
+    /// Goes on taking requests while every answer says where not to send the next one, so that clients that are told of
+    /// another collector leave without meeting a closed door.
+    async fn give_notice(&self, listener: &TcpListener) {
+        let until = Instant::now() + self.state.config.drain_notice.unwrap_or_default();
+        // A timeout looks at the clock only when nobody comes. Accepting is cancel-safe.
+        while Instant::now() < until
+            && let Ok(accepted) = timeout_at(until, listener.accept()).await
+        {
+            self.accepted(accepted).await;
+        }
     }
 
     /// Takes the connections the kernel has accepted already: closing the listener would reset them, with requests that

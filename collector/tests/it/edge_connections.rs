@@ -179,6 +179,33 @@ async fn a_stopping_collector_is_not_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_gives_notice_goes_on_taking_batches_and_says_that_it_stops() {
+    let config = EdgeConfig { drain_notice: Some(DEADLINE), ..EdgeConfig::default() };
+    let collector = collector_with(config, None).await;
+    assert_eq!(collector.send(r#"{"name":"before"}"#).await.header("event-bucket-draining"), "");
+    collector.begin_to_stop();
+    let stopping = async { while collector.get("/healthz/ready").await.status == 200 {} };
+    timeout(DEADLINE, stopping).await.expect("it is no longer ready");
+    // Each is a new connection, since the answer before it closed the one it came on.
+    for number in 0..3 {
+        let answer = collector.send(format!(r#"{{"name":"{number}"}}"#)).await;
+        assert_eq!((answer.status, answer.header("event-bucket-draining")), (200, "1"), "{answer:?}");
+        assert_eq!(answer.header("connection"), "close");
+    }
+    assert_eq!(collector.head().await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notice_ends_however_many_knock() {
+    let config = EdgeConfig { drain_notice: Some(Duration::from_millis(50)), ..EdgeConfig::default() };
+    let mut collector = collector_with(config, None).await;
+    let address = collector.address;
+    let knocking = tokio::spawn(async move { while TcpStream::connect(address).await.is_ok() {} });
+    collector.drained().await;
+    timeout(DEADLINE, knocking).await.expect("the listener is closed").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn http_2_is_understood_without_tls_too() {
     let collector = collector().await;
     let stream = TcpStream::connect(collector.address).await.unwrap();

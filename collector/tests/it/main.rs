@@ -27,6 +27,7 @@ mod in_process;
 mod query_events;
 mod query_manage;
 mod query_tail;
+mod rolling;
 mod serve_limits;
 mod serve_start;
 mod serve_stop;
