@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,8 +100,9 @@ impl Bucket {
     /// Captures an event or says why it can't be taken. Never blocks.
     ///
     /// # Errors
-    /// When the bucket is disabled, shut down or full, or the event is too large. What the worker finds out later, such
-    /// as a repeated id, shows in the ledger alone.
+    /// When the bucket is disabled, shut down or full, or the event is too large or breaks another limit of the protocol. What
+    /// the worker finds out later, such as a repeated id, shows in the ledger alone; so do limits where there is a
+    /// [`before_send`](Builder::before_send), which may mend what breaks them.
     pub fn try_capture(&self, event: impl Into<Event>) -> Result<EventId, CaptureError> {
         let (id, taken) = self.take(event.into(), None, false);
         taken.map(|()| id)
@@ -187,14 +189,24 @@ impl Bucket {
             return (id, Err(CaptureError::Disabled));
         }
         let shared = self.shared();
-        let taken = match Captured::new(event, now.ms(), explicit_id) {
-            Ok(captured) => shared.push(Captured { durable, ..captured }, may_block),
-            Err(error) => {
-                shared.refuse_too_large(&error);
-                Err(error)
-            }
+        let refused = match Captured::new(event, now.ms(), explicit_id) {
+            Ok(captured) => match self.broken_limit(&captured.event) {
+                None => return (id, shared.push(Captured { durable, ..captured }, may_block)),
+                Some(message) => CaptureError::Invalid(message),
+            },
+            Err(error) => error,
         };
-        (id, taken)
+        shared.refuse(&id, &refused);
+        (id, Err(refused))
+    }
+
+    /// Says which limit an event breaks, where whoever captured it can be told. A hook may still mend it, so then the worker
+    /// looks.
+    fn broken_limit(&self, event: &Event) -> Option<String> {
+        if self.root.settings.before_send.is_some() {
+            return None;
+        }
+        event.check().err().map(Cow::into_owned)
     }
 
     fn end(&self, timeout: Duration) -> Reporting {

@@ -145,6 +145,13 @@ pub enum Fault {
     },
 }
 
+/// Says what is wrong with an event that breaks a limit. Its id may be as long as it likes, and as odd.
+pub(crate) fn invalid_words(id: &EventId, message: &str) -> String {
+    const ID_CHARS_SHOWN: usize = 64;
+    let id: String = id.to_string().chars().take(ID_CHARS_SHOWN).collect();
+    format!("event {id:?} is invalid: {message}")
+}
+
 /// Reads the message of a panic that was caught.
 pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());

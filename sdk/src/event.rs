@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
-use eventbucket_protocol::{EventId, Timestamp};
+use eventbucket_protocol::{EventId, Texts, Timestamp};
 use serde::Serialize;
 
 use crate::Props;
@@ -96,8 +96,8 @@ impl Event {
     }
 
     /// Adds a property, or replaces the one of that key. NaN and the infinities become null: JSON has no word for them. A value
-    /// that can't be JSON at all, and what breaks a limit of the protocol, costs the event: it is counted as `invalid` and told
-    /// to `on_error`.
+    /// that can't be JSON at all, and what breaks a limit of the protocol, costs the event: `try_capture` refuses it; it is
+    /// counted as `invalid` and told to `on_error`.
     pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         self.props.insert(key, value);
         self
@@ -151,6 +151,24 @@ impl Event {
     /// Returns its properties to be changed.
     pub fn properties_mut(&mut self) -> &mut Props {
         &mut self.props
+    }
+
+    /// Checks everything against the protocol's limits but its size.
+    ///
+    /// # Errors
+    /// The first limit it breaks, in words.
+    pub(crate) fn check(&self) -> Result<(), Cow<'_, str>> {
+        let rare = self.rare.as_deref();
+        let texts = Texts {
+            name: &self.name,
+            id: self.id.as_ref().and_then(EventId::text),
+            description: rare.and_then(|rare| rare.description.as_deref()),
+            user: self.user.as_deref(),
+            stream: rare.and_then(|rare| rare.stream.as_deref()),
+            correlation: rare.and_then(|rare| rare.correlation.as_deref()),
+        };
+        self.props.check()?;
+        texts.check().map_err(|reason| reason.message)
     }
 
     /// The bytes it takes on the heap, room for growth included.

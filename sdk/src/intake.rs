@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use crate::clock::ms;
 use crate::config::Settings;
 use crate::dedup::Window;
 use crate::encoded::EncodedEvent;
-use crate::error::{CaptureError, Fault, panic_message};
+use crate::error::{CaptureError, Fault, invalid_words, panic_message};
 use crate::event::Rare;
 use crate::ledger::Tally;
 use crate::queue::Captured;
@@ -100,7 +101,7 @@ fn encode(
 ) -> Result<EncodedEvent, CaptureError> {
     let Event { name, user, props, rare, .. } = event;
     let Rare { description, stream, correlation, .. } = rare.map(|rare| *rare).unwrap_or_default();
-    let fault = props.fault().map(str::to_owned);
+    let props_checked = props.check().map_err(Cow::into_owned);
     let event = protocol::Event {
         id,
         name: name.into_owned(),
@@ -111,10 +112,7 @@ fn encode(
         correlation,
         properties: props.into_properties(),
     };
-    let checked = match fault {
-        Some(fault) => Err(fault),
-        None => event.check().map_err(|reason| reason.message.into_owned()),
-    };
+    let checked = props_checked.and_then(|()| event.check().map_err(|reason| reason.message.into_owned()));
     // Before its fields are looked at: what is far too large is told so, whatever else is wrong with it. Near the limit the
     // encoding decides, since this is an estimate.
     let size = event.size_bytes();
@@ -123,7 +121,7 @@ fn encode(
     }
     if let Err(message) = checked {
         tally.ledger.dropped.invalid += 1;
-        tally.dropped(1, format!("event {:?} is invalid: {message}", event.id.to_string()));
+        tally.dropped(1, invalid_words(&event.id, &message));
         return Err(CaptureError::Invalid(message));
     }
     let mut bytes = Vec::with_capacity(event.size_bytes());

@@ -8,7 +8,7 @@ use eventbucket_protocol::limits::EVENT_BYTES_MAX;
 use tokio::sync::Notify;
 
 use crate::config::Overflow;
-use crate::error::{CaptureError, Fault};
+use crate::error::{CaptureError, Fault, invalid_words};
 use crate::ledger::Tally;
 use crate::promise::Promise;
 use crate::{Event, Ledger, Report};
@@ -146,13 +146,23 @@ impl Shared {
         Ok(())
     }
 
-    /// Counts an event that is too large for the queue.
-    pub(crate) fn refuse_too_large(&self, error: &CaptureError) {
+    /// Counts an event that breaks a limit, and tells of it.
+    pub(crate) fn refuse(&self, id: &EventId, error: &CaptureError) {
         let mut inner = self.lock();
         inner.ledger.captured += 1;
-        inner.ledger.dropped.too_large += 1;
+        let dropped = &mut inner.ledger.dropped;
+        let reason = match error {
+            CaptureError::Invalid(message) => {
+                dropped.invalid += 1;
+                invalid_words(id, message)
+            }
+            _ => {
+                dropped.too_large += 1;
+                error.to_string()
+            }
+        };
         drop(inner);
-        self.ask(Request::Tell(Fault::Dropped { events: 1, reason: error.to_string() }));
+        self.ask(Request::Tell(Fault::Dropped { events: 1, reason }));
     }
 
     fn has_room(&self, inner: &Inner, bytes: usize) -> bool {

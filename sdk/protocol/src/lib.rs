@@ -33,7 +33,7 @@ pub mod limits;
 pub mod codec;
 
 pub use batch::RawBatch;
-pub use event::{Event, RawEvent};
+pub use event::{Event, RawEvent, Texts};
 pub use id::{BatchId, EventId};
 pub use problem::Problem;
 pub use properties::Properties;

@@ -3,6 +3,7 @@ mod check;
 
 pub(crate) use check::{is_loopback, plain_url, url as check_url};
 
+use std::borrow::Cow;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -217,7 +218,7 @@ impl Builder {
     /// Adds properties to every event that doesn't carry them itself: `[("service", "billing")]` or `props! {…}`.
     pub fn context(mut self, props: impl Into<Props>) -> Self {
         let mut context = props.into();
-        self.context_fault = self.context_fault.or_else(|| context.fault().map(str::to_owned));
+        self.context_fault = self.context_fault.or_else(|| context.check().err().map(Cow::into_owned));
         context.merge_missing(&self.settings.context);
         self.settings.context = context;
         self

@@ -1,14 +1,21 @@
+/// Values written as JSON text within the protocol's limits.
+mod watch;
+
+use std::borrow::Cow;
 use std::fmt;
 
 use eventbucket_protocol::Properties;
-use eventbucket_protocol::limits::EVENT_BYTES_MAX;
+use eventbucket_protocol::limits::{EVENT_BYTES_MAX, KEY_CHARS_MAX, KEYS_MAX};
 use serde::Serialize;
+
+use self::watch::Written;
 
 /// The properties of an event, in the order they were added; a key added again replaces its value.
 ///
 /// A value is anything that serde can write as JSON: text, numbers, booleans, options, lists, maps with text keys,
 /// own types. NaN and infinity become `null`. Values are written as JSON text at once, so nothing is boxed or copied
-/// later. What JSON can't hold makes the event invalid: it is dropped, counted and told to `on_error`.
+/// later. What JSON can't hold, and what breaks a limit of the protocol, makes the event invalid: `try_capture` refuses it, or
+/// it is dropped, counted and told to `on_error`.
 ///
 /// ```
 /// use eventbucket::{Props, props};
@@ -22,6 +29,8 @@ pub struct Props {
     /// `{"key":value,"key":value` without the closing brace; empty when there are no members.
     json: Vec<u8>,
     members: Vec<Member>,
+    /// The keys of all members, those of inner objects included.
+    keys: usize,
     fault: Option<Box<str>>,
 }
 
@@ -31,6 +40,8 @@ struct Member {
     start: u32,
     key_end: u32,
     end: u32,
+    /// Its own key and those of inner objects; at most 512, so that two bytes hold them.
+    keys: u16,
 }
 
 /// Twice the limit of an event, so that a replaced large value doesn't count against the new one; beyond it nothing
@@ -45,7 +56,7 @@ impl Props {
     /// Makes an empty set.
     #[must_use]
     pub const fn new() -> Self {
-        Self { json: Vec::new(), members: Vec::new(), fault: None }
+        Self { json: Vec::new(), members: Vec::new(), keys: 0, fault: None }
     }
 
     /// Adds a property, or replaces the one of that key.
@@ -60,15 +71,39 @@ impl Props {
         // A key is text, which always can be written; the value decides.
         let key_end = serde_json::to_writer(&mut self.json, key.as_ref()).map(|()| self.json.len());
         self.json.push(b':');
-        let written = key_end.and_then(|key_end| {
-            serde_json::to_writer(&mut self.json, &value)?;
-            Ok(key_end)
-        });
+        let written = key_end.and_then(|key_end| Ok((key_end, watch::write(&mut self.json, &value)?)));
         match written {
-            Ok(key_end) if self.json.len() <= JSON_BYTES_MAX => self.close_member(start, key_end),
-            Ok(_) => self.give_up(before, key.as_ref(), &"it takes too many bytes"),
+            Ok(_) if self.json.len() > JSON_BYTES_MAX => {
+                self.give_up(before, key.as_ref(), &"it takes too many bytes");
+            }
+            Ok((key_end, written)) => match self.check_member(start, key_end, key.as_ref(), &written) {
+                Ok(()) => self.close_member(start, key_end, 1 + written.keys),
+                Err(why) => self.give_up(before, key.as_ref(), &why),
+            },
             Err(error) => self.give_up(before, key.as_ref(), &error),
         }
+    }
+
+    /// Checks what writing the value couldn't: its key, and text that was JSON already.
+    fn check_member(
+        &self,
+        start: usize,
+        key_end: usize,
+        key: &str,
+        written: &Written,
+    ) -> Result<(), Cow<'static, str>> {
+        if key.is_empty() || (key.len() > KEY_CHARS_MAX && key.chars().count() > KEY_CHARS_MAX) {
+            return Err(watch::BAD_KEY.into());
+        }
+        // Most keys are written as they are, between quotes.
+        if key_end - start != key.len() + 2 && key.contains('\0') {
+            return Err(watch::NUL.into());
+        }
+        if written.has_raw {
+            let member = std::str::from_utf8(&self.json[start..]).expect("serde_json writes UTF-8");
+            Properties::parse(&format!("{{{member}}}")).map_err(|reason| reason.message)?;
+        }
+        Ok(())
     }
 
     /// Removes a property; says whether there was one.
@@ -116,13 +151,21 @@ impl Props {
             self.json.push(if self.json.is_empty() { b'{' } else { b',' });
             let moved = self.json.len();
             self.json.extend_from_slice(&other.json[start..end]);
-            self.members.push(Member::new(moved, moved + (key_end - start), self.json.len()));
+            self.keys += usize::from(member.keys);
+            self.members.push(Member::new(moved, moved + (key_end - start), self.json.len(), member.keys));
         }
     }
 
-    /// Says what couldn't be written.
-    pub(crate) fn fault(&self) -> Option<&str> {
-        self.fault.as_deref()
+    /// Says what couldn't be written, or which limit all of them break together.
+    ///
+    /// # Errors
+    /// In words for whoever captured them.
+    pub(crate) fn check(&self) -> Result<(), Cow<'_, str>> {
+        match &self.fault {
+            Some(fault) => Err((&**fault).into()),
+            None if self.keys > KEYS_MAX => Err(watch::too_many_keys().into()),
+            None => Ok(()),
+        }
     }
 
     /// The bytes of their text.
@@ -147,9 +190,11 @@ impl Props {
         String::from_utf8(self.json).expect("serde_json writes UTF-8")
     }
 
-    fn close_member(&mut self, start: usize, key_end: usize) {
+    fn close_member(&mut self, start: usize, key_end: usize, keys: usize) {
         let twice = self.position(&self.json[start..key_end]);
-        self.members.push(Member::new(start, key_end, self.json.len()));
+        self.keys += keys;
+        let keys = u16::try_from(keys).expect("a value with more keys isn't written to its end");
+        self.members.push(Member::new(start, key_end, self.json.len(), keys));
         if let Some(index) = twice {
             self.cut(index);
         }
@@ -159,7 +204,7 @@ impl Props {
         self.json.truncate(before);
         // What was written may be huge, and its room would count against the queue.
         self.json.shrink_to(JSON_BYTES_TYPICAL);
-        self.fault = Some(format!("property {key:?} can't be written as JSON: {why}").into());
+        self.fault = Some(format!("property {key:?} can't be sent: {why}").into());
     }
 
     /// Few events have more than a dozen properties, and keys of another length are told apart at once.
@@ -172,7 +217,9 @@ impl Props {
 
     /// Takes a member out of the text, with the comma before it or, for the first one, after it.
     fn cut(&mut self, index: usize) {
-        let (start, _, end) = self.members.remove(index).bounds();
+        let member = self.members.remove(index);
+        let (start, _, end) = member.bounds();
+        self.keys -= usize::from(member.keys);
         if self.members.is_empty() {
             self.json.clear();
             return;
@@ -182,15 +229,15 @@ impl Props {
         self.json.drain(gone);
         for member in &mut self.members[index..] {
             let (start, key_end, end) = member.bounds();
-            *member = Member::new(start - by, key_end - by, end - by);
+            *member = Member::new(start - by, key_end - by, end - by, member.keys);
         }
     }
 }
 
 impl Member {
-    fn new(start: usize, key_end: usize, end: usize) -> Self {
+    fn new(start: usize, key_end: usize, end: usize, keys: u16) -> Self {
         let narrow = |offset: usize| u32::try_from(offset).expect("the text is bounded far below 4 GiB");
-        Self { start: narrow(start), key_end: narrow(key_end), end: narrow(end) }
+        Self { start: narrow(start), key_end: narrow(key_end), end: narrow(end), keys }
     }
 
     const fn bounds(self) -> (usize, usize, usize) {
@@ -276,17 +323,17 @@ mod tests {
     #[test]
     fn what_json_cannot_hold_is_remembered_and_leaves_the_rest_whole() {
         let mut props = Props::from([("ok", f64::NAN)]);
-        assert_eq!((props.to_json().as_str(), props.fault()), (r#"{"ok":null}"#, None));
+        assert_eq!((props.to_json().as_str(), props.check()), (r#"{"ok":null}"#, Ok(())));
         props.insert("map", HashMap::from([(vec![1], 2)]));
         props.insert("after", true);
         assert_eq!(props.to_json(), r#"{"ok":null,"after":true}"#);
-        assert!(props.fault().unwrap().contains("\"map\""));
+        assert!(props.check().unwrap_err().contains("\"map\""));
     }
 
     proptest! {
         #[test]
         fn any_sequence_of_inserts_and_removes_is_a_map(
-            steps in prop::collection::vec((prop_oneof!["[a-d]", ".{0,3}"], prop::option::of(any::<i32>())), 0..40)
+            steps in prop::collection::vec((prop_oneof!["[a-d]", "[^\\x00]{1,3}"], prop::option::of(any::<i32>())), 0..40)
         ) {
             let (mut props, mut model) = (Props::new(), BTreeMap::new());
             for (key, value) in steps {
@@ -299,7 +346,7 @@ mod tests {
                 }
             }
             let read: BTreeMap<String, i32> = serde_json::from_str(&props.to_json()).unwrap();
-            prop_assert_eq!(props.len(), model.len());
+            prop_assert_eq!((props.len(), props.keys), (model.len(), model.len()));
             prop_assert_eq!(read, model);
         }
     }

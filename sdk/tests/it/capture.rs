@@ -193,6 +193,78 @@ fn what_breaks_a_limit_is_dropped_counted_and_told() {
     assert!(stats.balances());
 }
 
+/// Lists within each other, so many.
+fn nested(levels: usize) -> serde_json::Value {
+    (0..levels).fold(serde_json::Value::from(1), |inner, _| serde_json::Value::from(vec![inner]))
+}
+
+#[test]
+fn what_breaks_a_limit_is_refused_by_the_capture_itself() {
+    let (bucket, sink) = Bucket::test();
+    let many =
+        |keys: usize| (0..keys).fold(Event::new("many"), |event, key| event.prop(format!("k{key}"), key));
+    let inner: HashMap<String, u8> = (0..512).map(|key| (format!("k{key}"), 1)).collect();
+    for (event, word) in [
+        (Event::new(""), "name is empty"),
+        (Event::new("a".repeat(201)), "201 characters"),
+        (Event::new("nul\0"), "NUL"),
+        (Event::new("user").user(""), "user is empty"),
+        (Event::new("id").id("x".repeat(201)), "201 characters"),
+        (Event::new("map").prop("by_number", HashMap::from([(vec![1], 2)])), "by_number"),
+        (many(513), "512 keys"),
+        (Event::new("inner").prop("inner", inner), "512 keys"),
+        (Event::new("deep").prop("deep", nested(16)), "16 levels"),
+        (Event::new("nul").prop("text", ["a\0b"]), "NUL"),
+        (Event::new("key").prop("", 1), "empty or longer"),
+        (Event::new("key").prop("k".repeat(201), 1), "empty or longer"),
+        (Event::new("key").prop("inner", HashMap::from([("k".repeat(201), 1)])), "empty or longer"),
+        (
+            Event::new("raw").prop(
+                "raw",
+                serde_json::value::RawValue::from_string("{\"a\":1,\"a\":2}".to_owned()).unwrap(),
+            ),
+            "twice",
+        ),
+    ] {
+        let name = event.name().to_owned();
+        let Err(CaptureError::Invalid(message)) = bucket.try_capture(event) else { panic!("{name}: {word}") };
+        assert!(message.contains(word), "{name}: {message}");
+    }
+    assert_eq!(bucket.stats().dropped.invalid, 14, "counted at once");
+    for event in [
+        many(512),
+        Event::new("deep").prop("deep", nested(15)),
+        Event::new("numbers").prop("by_number", HashMap::from([(7, "seven")])),
+        (0..600).fold(Event::new("replaced"), |event, value| event.prop("same", value)),
+        Event::new("ü".repeat(200)),
+    ] {
+        bucket.try_capture(event).unwrap();
+    }
+    assert_eq!(sink.events().len(), 5, "{:?}", bucket.stats());
+    assert!(bucket.stats().balances());
+}
+
+#[test]
+fn a_hook_may_mend_what_breaks_a_limit() {
+    let hook = |event: Event| match event.name() {
+        "" => Some(Event::new("mended")),
+        _ => Some(event),
+    };
+    let (bucket, sink) = bucket(|builder| builder.before_send(hook));
+    bucket.try_capture("").unwrap();
+    bucket.try_capture("a".repeat(201)).unwrap();
+    assert_eq!(sink.events()[0].name, "mended");
+    assert_eq!((sink.events().len(), bucket.stats().dropped.invalid), (1, 1));
+}
+
+#[test]
+fn a_context_that_makes_the_keys_too_many_costs_the_event() {
+    let context: eventbucket::Props = (0..300).map(|key| (format!("c{key}"), key)).collect();
+    let (bucket, sink) = bucket(|builder| builder.context(context));
+    bucket.capture((0..300).fold(Event::new("many"), |event, key| event.prop(format!("k{key}"), key)));
+    assert_eq!((sink.events().len(), bucket.stats().dropped.invalid), (0, 1));
+}
+
 #[test]
 fn after_shutdown_captures_are_counted_as_dropped() {
     let (bucket, sink) = Bucket::test();
