@@ -55,6 +55,7 @@ fn good_urls_pass() {
     }
 }
 
+#[cfg(feature = "spool")]
 #[test]
 fn a_spool_without_a_folder_is_refused() {
     let message = refused(builder().spool("")).to_string();
