@@ -1,5 +1,5 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -63,7 +63,12 @@ impl Folder {
             // Events may tell about people.
             builder.mode(0o700);
         }
+        let made: Vec<_> = path.ancestors().take_while(|folder| !folder.exists()).collect();
         builder.create(path)?;
+        // A new folder is there after a power cut when the one that it was made in is on the disk.
+        for parent in made.iter().filter_map(|folder| folder.parent()) {
+            sync_entries(parent)?;
+        }
         Ok(Self { path: path.to_owned() })
     }
 
@@ -97,7 +102,7 @@ impl Folder {
             match Claim::take(file, true) {
                 Ok(Some(claim)) => return Ok(claim),
                 Ok(None) => {}
-                Err(SpoolError::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(SpoolError::Io(error)) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
         }
@@ -171,8 +176,25 @@ impl Claim {
         }
         fs::rename(&self.file, aside)?;
         drop(fs::remove_file(&self.lock));
-        Ok(())
+        // Else a power cut could bring back the old name, and with it the damage.
+        self.file.parent().map_or(Ok(()), sync_entries)
     }
+}
+
+/// Writes which names a folder holds to the disk. A folder that this process may write but not read can't be opened for it,
+/// and some file systems can't do it; neither is a reason not to use the spool.
+fn sync_entries(folder: &Path) -> Result<(), SpoolError> {
+    // The parent of a relative name.
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    #[cfg(unix)]
+    match File::open(folder).and_then(|open| open.sync_all()) {
+        Ok(()) => {}
+        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidInput) => {}
+        Err(error) => return Err(error.into()),
+    }
+    #[cfg(test)]
+    tests::SYNCED.with_borrow_mut(|synced| synced.push(folder.to_owned()));
+    Ok(())
 }
 
 fn is_spool_name(name: &str) -> bool {
@@ -182,4 +204,40 @@ fn is_spool_name(name: &str) -> bool {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    thread_local! {
+        /// The folders whose names this thread has written to the disk.
+        pub(super) static SYNCED: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn synced(work: impl FnOnce()) -> Vec<PathBuf> {
+        SYNCED.take();
+        work();
+        SYNCED.take()
+    }
+
+    #[test]
+    fn each_new_folder_is_written_where_it_was_made() {
+        let root = tempfile::tempdir().unwrap();
+        let (a, b, c) = (root.path().join("a"), root.path().join("a/b"), root.path().join("a/b/c"));
+        let mut parents = synced(|| drop(Folder::open(&c).unwrap()));
+        parents.sort();
+        assert_eq!(parents, [root.path(), &a, &b]);
+        assert!(synced(|| drop(Folder::open(&c).unwrap())).is_empty(), "it was there");
+    }
+
+    #[test]
+    fn a_file_set_aside_stays_so_after_a_power_cut() {
+        let root = tempfile::tempdir().unwrap();
+        let claim = Folder::open(root.path()).unwrap().claim_new().unwrap();
+        fs::write(claim.file(), b"damaged").unwrap();
+        assert_eq!(synced(|| claim.set_aside().unwrap()), [root.path()]);
+    }
 }
