@@ -54,6 +54,9 @@ struct UnderWay {
     turn: Turn,
     /// Its events, to name those that are rejected.
     ids: Vec<Uuid>,
+    /// What it takes encoded, and as the body that was sent.
+    event_bytes: usize,
+    body_bytes: usize,
 }
 
 impl Delivery {
@@ -74,13 +77,16 @@ impl Delivery {
                 return;
             };
             let attempt = self.attempt(turn, id, &events);
+            let event_bytes = events.iter().map(|event| event.bytes.len()).sum();
+            let body_bytes = attempt.body.len();
             let transport = Arc::clone(&self.transport);
             let task = self.sends.spawn(async move {
                 let answer = tokio::time::timeout(attempt.timeout, transport.send(&attempt)).await;
                 answer.unwrap_or(Err(SendError::Timeout))
             });
             let ids = events.iter().map(|event| event.id).collect();
-            self.under_way.insert(task.id(), UnderWay { number, batch: id, turn, ids });
+            self.under_way
+                .insert(task.id(), UnderWay { number, batch: id, turn, ids, event_bytes, body_bytes });
         }
     }
 
@@ -205,7 +211,8 @@ impl Delivery {
             self.learn(&outcome, tally);
             return;
         }
-        let Some(UnderWay { number, batch, turn, ids }) = self.under_way.remove(&task) else { return };
+        let Some(under_way) = self.under_way.remove(&task) else { return };
+        let UnderWay { number, batch, turn, ids, event_bytes, body_bytes } = under_way;
         if let Ok(answer) = &outcome {
             self.heard(turn, answer.draining);
         }
@@ -229,7 +236,11 @@ impl Delivery {
             }
             Decision::TooLarge(message) => {
                 self.endpoints.succeeded(turn);
-                backlog.bury(number, &message, tally);
+                let url = self.endpoints.url(turn);
+                let reason = format!(
+                    "an event of {event_bytes} bytes, {body_bytes} as sent, is too large for {url}: {message}"
+                );
+                backlog.bury(number, &reason, tally);
             }
             Decision::Rejected(reason) => {
                 self.endpoints.succeeded(turn);

@@ -40,7 +40,7 @@ pub(crate) enum Decision {
     },
     /// The batch is too large, or holds something the collector chokes on: halves go separately.
     Split,
-    /// The one event of the batch is too large for the collector.
+    /// The one event of the batch is too large; what says so, and where its limit is.
     TooLarge(String),
     /// The one event of the batch is refused.
     Rejected(Reason),
@@ -72,7 +72,7 @@ fn refused(answer: &Answer, wait_min: Duration, sent: usize) -> Decision {
     let problem = serde_json::from_slice::<Problem>(&answer.body).ok();
     match (answer.status, problem.as_ref().map(|problem| problem.code.as_str())) {
         (413, None | Some("too_many_events" | "body_too_large" | "decompressed_too_large")) => match sent {
-            1 => Decision::TooLarge(words(answer)),
+            1 => Decision::TooLarge(limit_words(problem)),
             _ => Decision::Split,
         },
         (400 | 422, Some("malformed_body")) => match sent {
@@ -81,6 +81,16 @@ fn refused(answer: &Answer, wait_min: Duration, sent: usize) -> Decision {
         },
         (_, Some("truncated_body")) => Decision::Retry { wait_min, message: words(answer) },
         (status, _) => Decision::Pause { status, message: words(answer) },
+    }
+}
+
+/// Who refused a body for its size. A collector says it in a document with its limit; who answers without one stands before it.
+fn limit_words(problem: Option<Problem>) -> String {
+    match problem {
+        Some(problem) => format!("the collector says: {}", problem.detail),
+        None => "status 413 without a collector's document, so a proxy before it limits bodies; raise that limit (nginx: \
+                 client_max_body_size)"
+            .to_owned(),
     }
 }
 
@@ -180,7 +190,8 @@ mod tests {
         assert!(matches!(decide(&answer(413), 1), Decision::TooLarge(_)));
         for code in ["too_many_events", "body_too_large", "decompressed_too_large"] {
             assert_eq!(decide(&problem(413, code), 2), Decision::Split, "{code}");
-            assert_eq!(decide(&problem(413, code), 1), Decision::TooLarge("d".to_owned()), "{code}");
+            let told = Decision::TooLarge("the collector says: d".to_owned());
+            assert_eq!(decide(&problem(413, code), 1), told, "{code}");
         }
         let Decision::Rejected(reason) = decide(&problem(400, "malformed_body"), 1) else {
             panic!("refused")

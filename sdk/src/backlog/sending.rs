@@ -138,7 +138,7 @@ impl Backlog {
         }
         let events = self.remove(number, tally);
         tally.ledger.dropped.too_large += events;
-        tally.dropped(events, format!("too large for the collector: {reason}"));
+        tally.dropped(events, reason);
     }
 
     /// Drops the oldest batch of a home to make room; says whether there was one.

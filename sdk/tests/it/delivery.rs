@@ -2,7 +2,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use eventbucket::{Bucket, Builder, Event, Fault as SdkFault, event};
+use eventbucket::{Bucket, Builder, Compression, Event, Fault as SdkFault, event};
 
 use crate::server::{Fault, Request, Server};
 
@@ -124,6 +124,29 @@ fn a_single_event_too_large_for_the_collector_is_given_up_and_counted() {
     let report = bucket.shutdown_blocking(LONG);
     assert_eq!((report.ledger.dropped.too_large, report.still_pending), (4, 0));
     assert!(report.ledger.balances());
+}
+
+#[test]
+fn what_is_too_large_is_told_with_its_size_and_where_the_limit_is() {
+    let server = Server::start();
+    server.fault(Fault::Status(413, None));
+    server.fault(Fault::Plain(413));
+    let told = Arc::<Mutex<Vec<String>>>::default();
+    let tell = Arc::clone(&told);
+    let hook = move |fault: &SdkFault| tell.lock().unwrap().push(fault.to_string());
+    let bucket = builder(&server).compression(Compression::None).on_error(hook).build().unwrap();
+    for _ in 0..2 {
+        bucket.capture("n");
+        assert!(!bucket.flush_blocking(LONG).timed_out);
+    }
+    let sent: Vec<usize> = server.state().requests.iter().map(|request| request.body.len()).collect();
+    let told = told.lock().unwrap();
+    let [collector, proxy] = &told[..] else { panic!("{told:?}") };
+    assert!(collector.contains("the collector says: the test asked for 413"), "{collector}");
+    assert!(proxy.contains("a proxy before it limits bodies"), "{proxy}");
+    for (fault, sent) in [collector, proxy].into_iter().zip(sent) {
+        assert!(fault.contains(&format!("{sent} as sent")) && fault.contains(&server.url), "{fault}");
+    }
 }
 
 #[test]
