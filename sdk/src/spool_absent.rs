@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::path::Path;
 
 use eventbucket_protocol::BatchId;
+use uuid::Uuid;
 
 use crate::encoded::EncodedEvent;
 
@@ -77,6 +78,10 @@ impl Spool {
     }
 
     pub(crate) fn read(&self, key: BatchKey) -> Result<Vec<EncodedEvent>, SpoolError> {
+        match key.0 {}
+    }
+
+    pub(crate) fn ids(&self, key: BatchKey) -> Result<Vec<Uuid>, SpoolError> {
         match key.0 {}
     }
 

@@ -144,9 +144,15 @@ impl Backlog {
     /// Drops the oldest batch of a home to make room; says whether there was one.
     pub(super) fn drop_oldest(&mut self, in_spool: bool, tally: &mut Tally) -> bool {
         let Some(number) = self.waiting.oldest_idle(in_spool) else { return false };
-        if let Some(Waiting { home: Home::Memory(events), .. }) = self.waiting.get(number) {
-            // What never went out may be captured again under its id.
-            tally.forgotten.extend(events.iter().map(|event| event.id));
+        // What is lost may be captured again under its id.
+        match self.waiting.get(number).map(|waiting| &waiting.home) {
+            Some(Home::Memory(events)) => tally.forgotten.extend(events.iter().map(|event| event.id)),
+            // A spool that can't be read can't be removed from either, which says so.
+            Some(Home::Spool(key)) => {
+                let ids = self.disk.spool().and_then(|spool| spool.ids(*key).ok());
+                tally.forgotten.extend(ids.unwrap_or_default());
+            }
+            None => {}
         }
         let events = self.remove(number, tally);
         let (count, reason) = if in_spool {

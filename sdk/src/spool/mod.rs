@@ -304,6 +304,18 @@ impl Spool {
         if events.is_empty() { Err(SpoolError::NoSuchBatch) } else { Ok(events) }
     }
 
+    /// Reads the ids of a batch's events.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub(crate) fn ids(&self, key: BatchKey) -> Result<Vec<Uuid>, SpoolError> {
+        let mut select = self.connection.prepare("SELECT id FROM events WHERE place >= ?1 AND place < ?2")?;
+        let rows = select.query_map(params![key.place(0), key.place(BATCH_ORDINALS)], |row| {
+            row.get(0).map(Uuid::from_bytes)
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Keeps an event no collector takes, with the reason, for people to look at. The oldest make room.
     ///
     /// # Errors
