@@ -132,8 +132,9 @@ pub enum Fault {
         /// Why, and what to do.
         reason: String,
     },
-    /// The spool can't be used; events go on in memory and the disk is tried again.
-    #[error("the spool fails: {0}; new events are held in memory until it works again")]
+    /// The spool can't be used, and events go on in memory until the disk is tried again; or a file in its folder can't, and
+    /// the spool itself works. The text says which.
+    #[error("the spool: {0}")]
     Spool(String),
     /// A panic was contained.
     #[error("contained a panic of {who}: {message}")]

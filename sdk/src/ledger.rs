@@ -1,3 +1,4 @@
+use std::fmt;
 use std::ops::AddAssign;
 
 use uuid::Uuid;
@@ -29,7 +30,7 @@ pub struct Ledger {
     pub worker_restarts: u64,
     /// How often `on_error` panicked; it was contained.
     pub on_error_panics: u64,
-    /// How often the spool couldn't be read or written; the events concerned went on in memory.
+    /// How often the spool, or a file that another process left in its folder, couldn't be read or written.
     pub spool_failures: u64,
 }
 
@@ -194,10 +195,15 @@ impl Tally {
         self.fault(Fault::Dropped { events, reason: reason.into() });
     }
 
-    /// Notes that the spool failed.
-    pub(crate) fn spool_failed(&mut self, message: impl ToString) {
+    /// Notes that the spool can't be used for a while.
+    pub(crate) fn spool_failed(&mut self, error: impl fmt::Display) {
+        self.spool_file_failed(format!("{error}; new events are held in memory until it works again"));
+    }
+
+    /// Notes that something beside the spool in use failed.
+    pub(crate) fn spool_file_failed(&mut self, message: String) {
         self.ledger.spool_failures += 1;
-        self.fault(Fault::Spool(message.to_string()));
+        self.fault(Fault::Spool(message));
     }
 }
 

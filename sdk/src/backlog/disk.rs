@@ -18,6 +18,8 @@ pub(crate) struct Disk {
     /// Nothing is written before this monotonic time.
     again_ms: u64,
     adopt_ms: u64,
+    /// How many files of others `on_error` knows of.
+    left: u64,
 }
 
 impl Disk {
@@ -28,6 +30,7 @@ impl Disk {
             spool: None,
             again_ms: 0,
             adopt_ms: 0,
+            left: 0,
         }
     }
 
@@ -65,7 +68,7 @@ impl Disk {
             Ok((spool, adopted, batches)) => {
                 self.spool = Some(spool);
                 self.adopt_ms = now_ms + ADOPT_EVERY_MS;
-                note_left_overs(adopted.set_aside, adopted.left, tally);
+                self.note_left_overs(adopted.set_aside, adopted.left, tally);
                 Some(batches)
             }
             Err(error) => {
@@ -85,7 +88,7 @@ impl Disk {
         let found = spool.adopt().and_then(|adopted| Ok((adopted, spool.oldest_batches(usize::MAX)?)));
         match found {
             Ok((adopted, batches)) => {
-                note_left_overs(adopted.set_aside, adopted.left, tally);
+                self.note_left_overs(adopted.set_aside, adopted.left, tally);
                 Some(batches)
             }
             Err(error) => {
@@ -114,23 +117,25 @@ impl Disk {
             SpoolError::Full { .. } => {}
             SpoolError::Corrupt(_) => {
                 if let Some(Err(error)) = self.spool.take().map(Spool::set_aside) {
-                    tally.spool_failed(error);
+                    tally.spool_file_failed(format!("its file can't be set aside: {error}"));
                 }
             }
             _ => self.spool = None,
         }
     }
-}
 
-fn note_left_overs(set_aside: u64, left: u64, tally: &mut Tally) {
-    if set_aside > 0 {
-        let message =
-            format!("{set_aside} spool files weren't whole and were renamed to *.corrupt-*; look at them");
-        tally.spool_failed(message);
-    }
-    if left > 0 {
-        tally.spool_failed(format!(
-            "{left} spool files were left alone: another version or program wrote them"
-        ));
+    /// Files that others left are looked at again and again, and told of once.
+    fn note_left_overs(&mut self, set_aside: u64, left: u64, tally: &mut Tally) {
+        if set_aside > 0 {
+            tally.spool_file_failed(format!(
+                "{set_aside} of its files weren't whole and were renamed to *.corrupt-*; look at them"
+            ));
+        }
+        if left > self.left {
+            tally.spool_file_failed(format!(
+                "{left} of its files are left alone: another version or program wrote them"
+            ));
+        }
+        self.left = left;
     }
 }

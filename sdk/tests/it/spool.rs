@@ -99,6 +99,83 @@ fn durable_resolves_once_the_event_is_on_disk() {
 }
 
 #[test]
+fn a_file_that_is_set_aside_or_left_alone_is_told_once_and_keeps_nothing_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = |number: u8| format!("spool-0190163d-8694-739b-aea5-966c26f8ad9{number}.db");
+    std::fs::write(folder.path().join(name(1)), vec![0xA5; 50_000]).unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let (bucket, sink) = Bucket::builder("http://test.invalid", "key")
+        .spool(folder.path())
+        .on_error(move |fault| tell.lock().unwrap().push(fault.to_string()))
+        .build_test()
+        .unwrap();
+    bucket.capture_durable("kept").wait(LONG).expect("the spool works");
+    sink.advance(Duration::from_secs(300));
+    {
+        let told = told.lock().unwrap();
+        let [fault] = &told[..] else { panic!("{told:?}") };
+        assert!(fault.contains("renamed to *.corrupt-*") && !fault.contains("memory"), "{fault}");
+    }
+    told.lock().unwrap().clear();
+    // A database of another program.
+    let foreign = folder.path().join(name(2));
+    std::fs::copy(
+        std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "db"))
+            .unwrap(),
+        &foreign,
+    )
+    .unwrap();
+    let mut bytes = std::fs::read(&foreign).unwrap();
+    bytes[68..72].copy_from_slice(b"Else");
+    std::fs::write(&foreign, bytes).unwrap();
+    for _ in 0..5 {
+        sink.advance(Duration::from_secs(61));
+        bucket.capture("more");
+    }
+    let told = told.lock().unwrap();
+    let [fault] = &told[..] else { panic!("{told:?}") };
+    assert!(fault.contains("left alone") && !fault.contains("memory"), "{fault}");
+}
+
+#[test]
+fn an_id_whose_event_was_pushed_out_of_the_spool_may_be_captured_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bucket, sink) = Bucket::builder("http://test.invalid", "key")
+        .spool(folder.path())
+        .spool_bytes_max(1 << 20)
+        .batch_events_max(1)
+        .on_overflow(Overflow::DropOldest)
+        .build_test()
+        .unwrap();
+    for _ in 0..3 {
+        sink.fail_next(503);
+    }
+    let large =
+        |number: u32| Event::new("large").id(format!("order-{number}")).prop("text", "x".repeat(100 * 1024));
+    for number in 0..50 {
+        bucket.capture(large(number));
+        sink.settle();
+    }
+    let lost = bucket.stats().dropped.spool_full;
+    assert!(lost > 20, "{:?}", bucket.stats());
+    for _ in 0..10 {
+        sink.advance(Duration::from_secs(10));
+    }
+    let arrived = sink.events().len() as u64;
+    assert_eq!(arrived + lost, 50);
+    for number in 0..50 {
+        bucket.capture(Event::new("again").id(format!("order-{number}")));
+    }
+    let again = sink.events().len() as u64 - arrived;
+    assert_eq!((again, bucket.stats().withheld.duplicate), (lost, 50 - lost), "only what was lost passes");
+    assert!(bucket.stats().balances());
+}
+
+#[test]
 fn a_folder_that_cannot_be_used_degrades_to_memory_and_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     // A file in the way stops even root, unlike permissions.
