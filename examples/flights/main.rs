@@ -148,6 +148,12 @@ fn print_summary(ledger: &Ledger, took: Duration) {
     println!("captured    {:>9}", ledger.captured);
     println!("stored      {:>9}", ledger.delivered.stored);
     println!("duplicates  {:>9}", ledger.delivered.duplicate + ledger.withheld.duplicate);
+    if ledger.delivered.differs > 0 {
+        println!(
+            "  differing {:>9}   stored before with other columns, which stay",
+            ledger.delivered.differs
+        );
+    }
     if ledger.delivered.accepted > 0 {
         println!("queued      {:>9}", ledger.delivered.accepted);
     }

@@ -304,7 +304,7 @@ fn count_verdicts(
         match verdict {
             Verdict::Stored => delivered.stored += 1,
             Verdict::Accepted => delivered.accepted += 1,
-            Verdict::Duplicate { .. } => delivered.duplicate += 1,
+            Verdict::Duplicate { differs } => delivered.repeat(differs),
             Verdict::Quarantined(_) => delivered.quarantined += 1,
             Verdict::Rejected(reason) => {
                 counted.ledger.rejected += 1;

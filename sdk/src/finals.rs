@@ -136,7 +136,7 @@ fn known(body: &[u8], events: usize, accepted: u64) -> Final {
     for verdict in verdicts {
         match verdict {
             Verdict::Stored => delivered.stored += 1,
-            Verdict::Duplicate { .. } => delivered.duplicate += 1,
+            Verdict::Duplicate { differs } => delivered.repeat(differs),
             Verdict::Quarantined(_) => delivered.quarantined += 1,
             _ => {}
         }

@@ -45,6 +45,9 @@ pub struct Delivered {
     pub accepted: u64,
     /// In the log already.
     pub duplicate: u64,
+    /// Of the duplicates, those whose id was in the log with other content. The log keeps the first; an id that is made from
+    /// less than what tells two events apart shows here.
+    pub differs: u64,
     /// Kept aside at the collector.
     pub quarantined: u64,
 }
@@ -101,7 +104,14 @@ impl Delivered {
         self.accepted = self.accepted.saturating_sub(known.total());
         self.stored += known.stored;
         self.duplicate += known.duplicate;
+        self.differs += known.differs;
         self.quarantined += known.quarantined;
+    }
+
+    /// Counts an event that was in the log already.
+    pub(crate) fn repeat(&mut self, differs: bool) {
+        self.duplicate += 1;
+        self.differs += u64::from(differs);
     }
 }
 
@@ -152,6 +162,7 @@ impl AddAssign<&Self> for Ledger {
         self.delivered.stored += delivered.stored;
         self.delivered.accepted += delivered.accepted;
         self.delivered.duplicate += delivered.duplicate;
+        self.delivered.differs += delivered.differs;
         self.delivered.quarantined += delivered.quarantined;
         self.rejected += rejected;
         self.withheld.sampled += withheld.sampled;

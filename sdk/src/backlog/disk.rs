@@ -1,12 +1,15 @@
+use std::collections::HashSet;
 use std::path::PathBuf;
+
+use eventbucket_protocol::BatchId;
 
 use crate::config::Settings;
 use crate::ledger::Tally;
-use crate::spool::{Spool, SpoolError, SpoolLimits, SpooledBatch};
+use crate::spool::{Adopted, Spool, SpoolError, SpoolLimits, SpooledBatch};
 
 /// How long the disk is left alone after it failed.
 const DISK_RETRY_MS: u64 = 30 * 1_000;
-/// How often an empty spool looks for files that other processes have left since.
+/// How often a spool looks for files that other processes have left since.
 const ADOPT_EVERY_MS: u64 = 60 * 1_000;
 
 /// The spool where one is wanted, and what is known about the disk under it. A disk that fails is tried again later;
@@ -20,6 +23,14 @@ pub(crate) struct Disk {
     adopt_ms: u64,
     /// How many files of others `on_error` knows of.
     left: u64,
+}
+
+fn adopt(spool: &mut Spool) -> Result<(Adopted, Vec<SpooledBatch>), SpoolError> {
+    let before: HashSet<BatchId> = spool.oldest_batches(usize::MAX)?.iter().map(|batch| batch.id).collect();
+    let adopted = spool.adopt()?;
+    let mut batches = spool.oldest_batches(usize::MAX)?;
+    batches.retain(|batch| !before.contains(&batch.id));
+    Ok((adopted, batches))
 }
 
 impl Disk {
@@ -78,22 +89,22 @@ impl Disk {
         }
     }
 
-    /// Brings in files that were abandoned since, when that is due, and lists what is in the spool now.
-    pub(crate) fn adopt(&mut self, now_ms: u64, tally: &mut Tally) -> Option<Vec<SpooledBatch>> {
+    /// Brings in files that were abandoned since, when that is due, and returns what was in them. What the spool held before
+    /// may be on its way.
+    pub(crate) fn adopt(&mut self, now_ms: u64, tally: &mut Tally) -> Vec<SpooledBatch> {
         if now_ms < self.adopt_ms {
-            return None;
+            return Vec::new();
         }
         self.adopt_ms = now_ms + ADOPT_EVERY_MS;
-        let spool = self.spool.as_mut()?;
-        let found = spool.adopt().and_then(|adopted| Ok((adopted, spool.oldest_batches(usize::MAX)?)));
-        match found {
+        let Some(spool) = &mut self.spool else { return Vec::new() };
+        match adopt(spool) {
             Ok((adopted, batches)) => {
                 self.note_left_overs(adopted.set_aside, adopted.left, tally);
-                Some(batches)
+                batches
             }
             Err(error) => {
                 self.failed(error, now_ms, tally);
-                None
+                Vec::new()
             }
         }
     }

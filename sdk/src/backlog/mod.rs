@@ -54,12 +54,9 @@ impl Backlog {
             return;
         }
         let now_ms = self.now_ms();
-        let mut found = self.disk.open(now_ms, tally);
-        if found.is_none() && self.waiting.is_empty() && self.open.is_none() {
-            found = self.disk.adopt(now_ms, tally);
-        }
-        if let Some(found) = found {
-            self.reconcile(found, tally);
+        match self.disk.open(now_ms, tally) {
+            Some(found) => self.reconcile(found, tally),
+            None => self.disk.adopt(now_ms, tally).into_iter().for_each(|batch| self.take_over(batch, tally)),
         }
         self.bring_to_disk(tally);
     }
@@ -309,17 +306,14 @@ impl Backlog {
         }
         let mut adopted: Vec<_> = found.into_values().collect();
         adopted.sort_by_key(|(turn, _)| *turn);
-        for (_, batch) in adopted {
-            tally.ledger.recovered += batch.events as u64;
-            self.push_waiting(
-                ADOPTED,
-                batch.id,
-                batch.events,
-                batch.first_captured_ms,
-                None,
-                Home::Spool(batch.key),
-            );
-        }
+        adopted.into_iter().for_each(|(_, batch)| self.take_over(batch, tally));
+    }
+
+    /// Waits with a batch that another process left.
+    fn take_over(&mut self, batch: SpooledBatch, tally: &mut Tally) {
+        tally.ledger.recovered += batch.events as u64;
+        let home = Home::Spool(batch.key);
+        self.push_waiting(ADOPTED, batch.id, batch.events, batch.first_captured_ms, None, home);
     }
 
     /// Gives up what is left in memory; returns how many events it was.

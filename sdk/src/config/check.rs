@@ -1,5 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use eventbucket_protocol::EVENTS_PATH;
+
 use crate::error::ConfigError;
 
 /// A number within its bounds.
@@ -50,6 +52,9 @@ fn parts(url: &str) -> Result<Parts<'_>, &'static str> {
     }
     if !is_host(host) {
         return Err("its host is neither a name nor an IP address; an IPv6 address stands in brackets");
+    }
+    if path.trim_end_matches('/').ends_with(EVENTS_PATH) {
+        return Err("it is where events go; give the address without /v1/events, which is added");
     }
     // A number may have a sign where it is parsed, a port may not.
     let number = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse().ok())?;

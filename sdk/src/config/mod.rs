@@ -23,6 +23,8 @@ use crate::{Event, Props};
 const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The least that still holds one event of any size beside a full backlog (three quarters): 4 × 256 KiB, twice over.
 const QUEUE_BYTES_LEAST: usize = 8 * EVENT_BYTES_MAX;
+/// The least that a spool's file takes with an event in it: 8 pages of 4 KiB.
+const SPOOL_BYTES_LEAST: usize = 32 * 1024;
 /// On disk: 64 MiB, about 160,000 events of 0.4 KiB.
 const SPOOL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// One commit at the collector; its speed gains little beyond.
@@ -104,7 +106,10 @@ impl Settings {
     /// What to do where events found no room in memory.
     pub(crate) fn more_room(&self) -> &'static str {
         match self.spool {
-            Some(_) => "raise queue_bytes_max, and see why the spool takes none",
+            // A spool that takes none has been told of as a fault of its own.
+            Some(_) => {
+                "raise queue_bytes_max, or capture more slowly: the disk takes them later than they come"
+            }
             None => "raise queue_bytes_max or add a spool",
         }
     }
@@ -357,6 +362,8 @@ impl Builder {
         check::limit("batch_events_max", settings.batch_events_max, 1, BATCH_EVENTS_MAX)?;
         check::limit("batch_bytes_max", settings.batch_bytes_max, 1, BATCH_BYTES_MAX)?;
         check::limit("queue_bytes_max", settings.queue_bytes_max, QUEUE_BYTES_LEAST, usize::MAX)?;
+        let spool_bytes_max = usize::try_from(settings.spool_bytes_max).unwrap_or(usize::MAX);
+        check::limit("spool_bytes_max", spool_bytes_max, SPOOL_BYTES_LEAST, usize::MAX)?;
         if !(0.0..=1.0).contains(&settings.sample) {
             return Err(ConfigError::Limit {
                 setting: "sample",

@@ -84,7 +84,6 @@ use eventbucket_protocol::BatchId;
 use rusqlite::params;
 use uuid::Uuid;
 
-#[cfg_attr(not(test), expect(unused_imports, reason = "callers take it as it comes"))]
 pub(crate) use self::adopt::Adopted;
 pub(crate) use self::error::{FullBy, SpoolError};
 use self::file::OwnConnection;

@@ -112,7 +112,7 @@ impl Worker {
         if left > 0 {
             self.tally.ledger.dropped.shutdown += left;
             let remedy =
-                if self.settings.spool.is_some() { "see why the spool takes none" } else { "or add a spool" };
+                if self.settings.spool.is_some() { "and room in the spool" } else { "or add a spool" };
             let cause = format!(
                 "still in memory at shutdown, of which some may have arrived; allow it more time, {remedy}"
             );

@@ -62,6 +62,18 @@ fn a_spool_without_a_folder_is_refused() {
     assert!(message.contains("name a folder"), "{message}");
 }
 
+#[cfg(feature = "spool")]
+#[test]
+fn a_url_that_ends_where_events_go_is_refused_and_a_spool_of_no_size_too() {
+    let told =
+        Bucket::builder("http://events.example.org/v1/events/", "key").build().err().unwrap().to_string();
+    assert!(told.contains("without /v1/events"), "{told}");
+    let folder = tempfile::tempdir().unwrap();
+    let builder = Bucket::builder("http://events.example.org", "key").spool(folder.path());
+    let told = builder.spool_bytes_max(0).build().err().unwrap().to_string();
+    assert!(told.contains("spool_bytes_max"), "{told}");
+}
+
 #[test]
 fn a_bad_key_is_refused_without_being_shown() {
     for key in ["", "with space", "line\nbreak", "schlüssel"] {

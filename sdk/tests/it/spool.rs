@@ -229,6 +229,52 @@ fn a_full_spool_falls_back_to_memory_or_drops_the_oldest() {
 }
 
 #[test]
+fn the_newest_are_kept_at_the_end_where_the_oldest_make_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let switch = Arc::new(Switch::default());
+    let builder = builder(folder.path(), &switch).spool_bytes_max(64 * 1024).batch_events_max(50);
+    let bucket = builder.on_overflow(Overflow::DropOldest).build().unwrap();
+    for number in 0..1_000 {
+        bucket.capture(event!("kept", number: number, text: "x".repeat(100)));
+    }
+    let report = bucket.shutdown_blocking(Duration::from_millis(500));
+    let dropped = &report.ledger.dropped;
+    assert!(dropped.spool_full > 0 && dropped.shutdown == 0, "{report:?}");
+    let (next, sink) =
+        Bucket::builder("http://test.invalid", "key").spool(folder.path()).build_test().unwrap();
+    assert_eq!(next.flush_blocking(LONG).still_pending, 0);
+    let number = |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap()["number"].as_u64();
+    let numbers: Vec<u64> =
+        sink.events().iter().filter_map(|event| number(event.properties.as_json())).collect();
+    assert_eq!(numbers, (1_000 - numbers.len() as u64..1_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_others_left_is_taken_over_also_by_a_process_that_never_rests() {
+    let folder = tempfile::tempdir().unwrap();
+    let bucket = || Bucket::builder("http://test.invalid", "key").spool(folder.path()).build_test().unwrap();
+    let (busy, sink) = bucket();
+    // Its own batch waits all the time.
+    sink.answer_next(Answer::new(503).with_retry_after(Duration::from_secs(3_600)));
+    capture(&busy, 1);
+    sink.settle();
+    let (other, others_sink) = bucket();
+    others_sink.answer_next(Answer::new(503).with_retry_after(Duration::from_secs(3_600)));
+    capture(&other, 5);
+    others_sink.settle();
+    assert_eq!(other.shutdown_blocking(Duration::ZERO).still_pending, 5);
+    drop(other);
+    sink.advance(Duration::from_secs(61));
+    let stats = busy.stats();
+    assert_eq!((stats.recovered, stats.pending), (5, 6), "{stats:?}");
+    sink.advance(Duration::from_secs(3_600));
+    assert_eq!(busy.flush_blocking(LONG).still_pending, 0);
+    let stats = busy.stats();
+    assert_eq!(stats.delivered.stored, 6, "{stats:?}");
+    assert!(stats.balances(), "{stats:?}");
+}
+
+#[test]
 fn events_that_got_too_old_are_given_up_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let (bucket, sink) =
