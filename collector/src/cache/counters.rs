@@ -56,6 +56,7 @@ impl CountersState {
 #[derive(Clone, Default)]
 pub(super) struct LiveCounters(Arc<Mutex<HashMap<ProjectId, Live>>>);
 
+#[cfg_attr(test, derive(Clone))]
 struct Live {
     counters: Counters,
     /// Whether every name is there; otherwise only the state is followed.
@@ -110,5 +111,21 @@ impl LiveCounters {
         }
         all.insert(project, Live { counters, complete });
         true
+    }
+}
+
+/// Counters at rest, as a simulation puts them back.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct KeptCounters(HashMap<ProjectId, Live>);
+
+#[cfg(test)]
+impl LiveCounters {
+    pub(super) fn keep(&self) -> KeptCounters {
+        KeptCounters(self.lock().clone())
+    }
+
+    pub(super) fn restore(&self, kept: &KeptCounters) {
+        self.lock().clone_from(&kept.0);
     }
 }

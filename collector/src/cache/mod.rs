@@ -37,6 +37,8 @@ use uuid::Uuid;
 use crate::project::{KeyHash, ProjectId, Standing};
 use crate::store::{Applied, CountTotals};
 
+#[cfg(test)]
+pub(crate) use counters::KeptCounters;
 pub use counters::{COUNTER_NAMES_MAX, Counters, CountersState};
 pub use error::Error;
 pub use keys::{Asked, Recalled};
@@ -168,6 +170,26 @@ impl Cache {
         match &self.0 {
             Backend::Memory(memory) => memory.counters.reset(project, epoch, totals),
             Backend::Redis(redis) => redis.reset(project, epoch, &totals).await,
+        }
+    }
+}
+
+/// What a simulation does to live counters.
+#[cfg(test)]
+impl Cache {
+    /// A backup of the counters in this process' memory.
+    pub(crate) fn kept_counters(&self) -> KeptCounters {
+        match &self.0 {
+            Backend::Memory(memory) => memory.counters.keep(),
+            Backend::Redis(_) => unreachable!("a simulation keeps its counters in memory"),
+        }
+    }
+
+    /// Puts a backup in their place; an empty one is a wipe.
+    pub(crate) fn restore_counters(&self, kept: &KeptCounters) {
+        match &self.0 {
+            Backend::Memory(memory) => memory.counters.restore(kept),
+            Backend::Redis(_) => unreachable!("a simulation keeps its counters in memory"),
         }
     }
 }

@@ -53,6 +53,8 @@ pub use lock::StoreLock;
 pub use postgres::PostgresOptions;
 pub use projects::NewProject;
 pub use ranges::Ledger;
+#[cfg(test)]
+pub(crate) use sqlite::scratch::{Kept, Scratch};
 pub use sqlite::{Access, SqliteOptions, Synchronous};
 pub use views::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, ViewProgress, ViewState};
 

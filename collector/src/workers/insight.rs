@@ -9,6 +9,8 @@ use crate::cache::{COUNTER_NAMES_MAX, Cache, CountersState};
 use crate::project::ProjectId;
 use crate::store::{Error, Store, ViewProgress, ViewState};
 
+use super::ask::{Live, Log};
+
 /// How often the heads are looked at when nothing is announced: how late a lost announcement shows at most.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
@@ -38,13 +40,13 @@ pub async fn run(bus: Bus, store: Store, cache: Cache, cancel: CancellationToken
 
 /// What waits to be applied: the highest announced position of each project, and whether some may have been missed.
 #[derive(Default)]
-struct Waiting {
+pub(super) struct Waiting {
     through: BTreeMap<ProjectId, u64>,
     missed: bool,
 }
 
 impl Waiting {
-    fn add(&mut self, hint: Hint) {
+    pub(super) fn add(&mut self, hint: Hint) {
         match hint {
             Hint::Range(range) => {
                 let through = self.through.entry(range.project).or_default();
@@ -65,7 +67,7 @@ fn collect(first: Hint, ranges: &mut RangeReceiver) -> Waiting {
     waiting
 }
 
-async fn follow(waiting: &Waiting, store: &Store, cache: &Cache) -> Result<(), Error> {
+pub(super) async fn follow(waiting: &Waiting, store: &impl Log, cache: &impl Live) -> Result<(), Error> {
     let mut outcome = Ok(());
     for (project, through) in &waiting.through {
         // One project that fails holds up no other.
@@ -74,7 +76,7 @@ async fn follow(waiting: &Waiting, store: &Store, cache: &Cache) -> Result<(), E
     if waiting.missed { outcome.and(look_at_heads(store, cache).await) } else { outcome }
 }
 
-async fn look_at_heads(store: &Store, cache: &Cache) -> Result<(), Error> {
+pub(super) async fn look_at_heads(store: &impl Log, cache: &impl Live) -> Result<(), Error> {
     let mut outcome = Ok(());
     for progress in store.view_progress().await? {
         outcome = outcome.and(catch_up(&progress, store, cache).await);
@@ -82,7 +84,7 @@ async fn look_at_heads(store: &Store, cache: &Cache) -> Result<(), Error> {
     outcome
 }
 
-async fn catch_up(progress: &ViewProgress, store: &Store, cache: &Cache) -> Result<(), Error> {
+async fn catch_up(progress: &ViewProgress, store: &impl Log, cache: &impl Live) -> Result<(), Error> {
     let ViewProgress { project, state, head } = *progress;
     let ViewState { generation, applied_to } = state;
     let stored = CountersState { epoch: store.epoch(), generation, applied_to };
@@ -93,7 +95,7 @@ async fn catch_up(progress: &ViewProgress, store: &Store, cache: &Cache) -> Resu
 }
 
 /// Applies the log up to a position, step by step, and moves the live counters by exactly what each step added.
-async fn apply(project: ProjectId, through: u64, store: &Store, cache: &Cache) -> Result<(), Error> {
+async fn apply(project: ProjectId, through: u64, store: &impl Log, cache: &impl Live) -> Result<(), Error> {
     // What the counters contain is in the store already, so a doubled or late range ends here.
     let contains = |counted: CountersState| counted.epoch == store.epoch() && counted.applied_to >= through;
     if cache.counters_state(project).await.is_some_and(contains) {
@@ -110,7 +112,7 @@ async fn apply(project: ProjectId, through: u64, store: &Store, cache: &Cache) -
     }
 }
 
-async fn reset(project: ProjectId, store: &Store, cache: &Cache) -> Result<(), Error> {
+async fn reset(project: ProjectId, store: &impl Log, cache: &impl Live) -> Result<(), Error> {
     // Before the totals: those of a log that was restored in between are found wrong by the next look.
     let epoch = store.epoch();
     let totals = store.count_totals(project, COUNTER_NAMES_MAX).await?;

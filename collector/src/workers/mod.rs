@@ -8,3 +8,10 @@ pub mod insight;
 
 /// Drops what is older than the retention.
 pub mod retention;
+
+/// What workers ask of store, bus and cache.
+mod ask;
+
+/// The same decisions under simulated faults and time.
+#[cfg(test)]
+mod tests;

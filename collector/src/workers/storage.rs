@@ -6,21 +6,25 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::message::{Published, StoredRange, ValidBatch};
-use crate::bus::{Accepted, Bus, Delivery, Error, Ticket};
+use crate::bus::{Accepted, Bus, Delivery, Error};
 use crate::cache::Cache;
 use crate::store::{self, Appended, Store, TRANSACTION_BATCHES_MAX};
+
+use super::ask::{Answer as _, Live, Log, Source};
 
 /// The pause before batches that couldn't be stored are tried again: from 100 ms doubling to 5 s, so that a store that is
 /// back is used within 5 s and one that is away costs nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// What a writer needs beside its batches.
-#[derive(Clone)]
-struct Writer {
-    bus: Bus,
-    store: Store,
-    cache: Cache,
+pub(super) struct Writer<B, S, C> {
+    pub(super) bus: B,
+    pub(super) store: S,
+    pub(super) cache: C,
 }
+
+/// A batch, and who waits for its verdicts.
+type Waiting<B> = (ValidBatch, <B as Source>::Ticket);
 
 /// Appends what the bus accepted until it is closed and empty: all batches that wait share one commit, and each publisher
 /// is answered after it. `cancel` is the hard stop: who still waits is told to send again.
@@ -39,34 +43,35 @@ pub async fn run(bus: Bus, store: Store, cache: Cache, cancel: CancellationToken
     }
 }
 
-impl Writer {
+impl Writer<Bus, Store, Cache> {
     async fn drain(&self, mut accepted: Accepted) {
         let events_max = self.store.transaction_events_max();
         while let Some(deliveries) = accepted.next(events_max, TRANSACTION_BATCHES_MAX).await {
-            self.append(deliveries).await;
+            self.append(deliveries.into_iter().map(|Delivery { batch, ticket }| (batch, ticket)).collect())
+                .await;
         }
     }
+}
 
+impl<B: Source, S: Log, C: Live> Writer<B, S, C> {
     /// Appends until every publisher is answered. On a durable bus nobody waits for the answer, so what the store can't take
     /// yet is held and tried again: a store that is away spends no delivery.
-    async fn append(&self, deliveries: Vec<Delivery>) {
-        let mut left: Vec<(ValidBatch, Ticket)> =
-            deliveries.into_iter().map(|delivery| (delivery.batch, delivery.ticket)).collect();
+    pub(super) async fn append(&self, mut left: Vec<Waiting<B>>) {
         let (mut pause, longest) = PAUSE;
         loop {
             left = self.append_once(left).await;
             if left.is_empty() {
                 return;
             }
-            tokio::time::sleep(pause).await;
+            self.bus.hold(pause).await;
             pause = (pause * 2).min(longest);
         }
     }
 
     /// Commit, then answer, then announce: a kill in between leaves a range that the views find in the log. Returns what is to
     /// be tried again.
-    async fn append_once(&self, waiting: Vec<(ValidBatch, Ticket)>) -> Vec<(ValidBatch, Ticket)> {
-        let (batches, tickets): (Vec<_>, Vec<Ticket>) = waiting.into_iter().unzip();
+    async fn append_once(&self, waiting: Vec<Waiting<B>>) -> Vec<Waiting<B>> {
+        let (batches, tickets): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
         let batches: Arc<[ValidBatch]> = batches.into();
         let outcomes = self.store.append_each(Arc::clone(&batches)).await;
         let (mut ranges, mut left) = (Vec::with_capacity(tickets.len()), Vec::new());

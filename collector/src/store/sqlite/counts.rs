@@ -86,7 +86,7 @@ impl Sqlite {
     }
 }
 
-fn view_progress(connection: &Connection) -> Result<Vec<ViewProgress>, Error> {
+pub(super) fn view_progress(connection: &Connection) -> Result<Vec<ViewProgress>, Error> {
     let mut select = connection.prepare_cached(
         "SELECT project, generation, applied_to, position
          FROM view_live JOIN view_state USING (view, project, generation) JOIN head USING (project)
@@ -99,7 +99,7 @@ fn view_progress(connection: &Connection) -> Result<Vec<ViewProgress>, Error> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-fn live_state(connection: &Connection, project: ProjectId) -> Result<ViewState, Error> {
+pub(super) fn live_state(connection: &Connection, project: ProjectId) -> Result<ViewState, Error> {
     let mut select = connection.prepare_cached(
         "SELECT generation, applied_to FROM view_live JOIN view_state USING (view, project, generation)
          WHERE view = ?1 AND project = ?2",
@@ -116,7 +116,7 @@ fn live_state(connection: &Connection, project: ProjectId) -> Result<ViewState, 
 }
 
 /// Adds what lies behind a generation's `applied_to` to it, and moves `applied_to`.
-fn step(
+pub(super) fn step(
     connection: &Connection,
     project: ProjectId,
     state: ViewState,
@@ -182,7 +182,11 @@ fn counts(connection: &Connection, project: ProjectId, query: &CountsQuery) -> R
     Ok(counts)
 }
 
-fn count_totals(connection: &Connection, project: ProjectId, names_max: usize) -> Result<CountTotals, Error> {
+pub(super) fn count_totals(
+    connection: &Connection,
+    project: ProjectId,
+    names_max: usize,
+) -> Result<CountTotals, Error> {
     // The state and the counts have to come from one snapshot.
     let snapshot = connection.unchecked_transaction()?;
     let state = live_state(&snapshot, project)?;
@@ -201,14 +205,14 @@ fn count_totals(connection: &Connection, project: ProjectId, names_max: usize) -
 }
 
 /// How far a rebuild has come.
-struct Rebuilt {
-    applied_to: u64,
-    head: u64,
-    live: bool,
+pub(super) struct Rebuilt {
+    pub(super) applied_to: u64,
+    pub(super) head: u64,
+    pub(super) live: bool,
 }
 
 /// Makes the next generation, or goes on with one that was left unfinished: its `applied_to` says what it contains.
-fn begin_rebuild(connection: &Connection, project: ProjectId) -> Result<u64, Error> {
+pub(super) fn begin_rebuild(connection: &Connection, project: ProjectId) -> Result<u64, Error> {
     let live = match live_state(connection, project) {
         Err(Error::CountsMissing(_)) => mend(connection, project)?,
         found => found?,
@@ -255,7 +259,11 @@ fn mend(connection: &Connection, project: ProjectId) -> Result<ViewState, Error>
 
 /// One step of a rebuild. The step that reaches the head makes the generation the live one: in the writer's transaction
 /// nothing can be appended in between. Two rebuilds at a time share the generation and finish together.
-fn rebuild_step(connection: &Connection, project: ProjectId, generation: u64) -> Result<Rebuilt, Error> {
+pub(super) fn rebuild_step(
+    connection: &Connection,
+    project: ProjectId,
+    generation: u64,
+) -> Result<Rebuilt, Error> {
     let live = live_state(connection, project)?;
     let head = Head::read(connection, project)?.position;
     if live.generation >= generation {
@@ -279,7 +287,7 @@ fn rebuild_step(connection: &Connection, project: ProjectId, generation: u64) ->
 }
 
 /// Removes some of the rows of generations older than the live one; says whether there may be more.
-fn sweep(connection: &Connection, project: ProjectId) -> Result<bool, Error> {
+pub(super) fn sweep(connection: &Connection, project: ProjectId) -> Result<bool, Error> {
     let live = int(live_state(connection, project)?.generation);
     let removed = connection.execute(
         "DELETE FROM rollup_counts WHERE (project, generation, name, hour_ms) IN (

@@ -30,6 +30,10 @@ mod place;
 /// A few read connections.
 mod readers;
 
+/// A log whose every call is one step, for simulations.
+#[cfg(test)]
+pub(super) mod scratch;
+
 /// What an audit asks of the file itself.
 mod soundness;
 

@@ -219,7 +219,7 @@ pub(super) fn example() -> Result<Connection, Error> {
 }
 
 /// Upgrades in one transaction, marks included: a kill leaves the old file or the new one.
-fn migrate(connection: &mut Connection) -> Result<(), Error> {
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), Error> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Another process may have upgraded it while this one waited for the lock.
     let found: u32 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;

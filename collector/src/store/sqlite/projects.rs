@@ -98,7 +98,7 @@ impl Sqlite {
 }
 
 /// A project comes with everything that is counted for it: an empty log and an empty first generation of the counts.
-fn insert_project(
+pub(super) fn insert_project(
     connection: &Connection,
     account: AccountId,
     name: &str,
