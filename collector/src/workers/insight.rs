@@ -102,8 +102,10 @@ async fn apply(project: ProjectId, through: u64, store: &impl Log, cache: &impl 
         return Ok(());
     }
     loop {
+        // Before the step: a log restored after it has another epoch, whose counters may stand where this step began.
+        let epoch = store.epoch();
         let applied = store.apply_counts(project, through).await?;
-        if applied.through > applied.from && !cache.count_up(project, store.epoch(), &applied).await {
+        if applied.through > applied.from && !cache.count_up(project, epoch, &applied).await {
             reset(project, store, cache).await?;
         }
         if applied.through == applied.from || applied.through >= through {
