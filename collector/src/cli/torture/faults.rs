@@ -11,11 +11,15 @@ use crate::cache::Cache;
 use crate::project::ProjectId;
 
 use super::clients::{Batches, Resender, as_accepted};
-use super::schedule::{Fault, Server};
+use super::proxy::Staller;
+use super::schedule::{Fault, Link, Place, Role, Server};
 use super::world::World;
 
 /// How long something that a fault asks of a server or an edge may take: it may be away for the whole schedule.
 const ASK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The pause between two wipes of one fault.
+const WIPE_PERIOD: Duration = Duration::from_millis(30);
 
 /// What faults need beside the world.
 pub(super) struct Means {
@@ -60,15 +64,34 @@ impl<'a> Faults<'a> {
                 // A broker that is away has nothing to lose.
                 self.ask(async move { bus.forget_ranges().await.unwrap_or(()) });
             }
-            Fault::WipeCache => {
+            Fault::TellLate { insight, wait_ms, hold_ms } => self.tell_late(insight, wait_ms, hold_ms),
+            Fault::WipeCache(times) => {
                 let cache = self.means.cache.clone();
                 self.ask(async move {
-                    // A Redis that is away has nothing to forget.
-                    let _ = cache.wipe().await;
+                    for _ in 0..times {
+                        // A Redis that is away has nothing to forget.
+                        let _ = cache.wipe().await;
+                        tokio::time::sleep(WIPE_PERIOD).await;
+                    }
                 });
             }
             Fault::KillServer(server, ms) => self.kill_server(server, Duration::from_millis(ms)),
         }
+    }
+
+    /// A worker asks Redis, counts in PostgreSQL, and tells Redis: it is held up at the second until the third is.
+    fn tell_late(&mut self, insight: usize, wait_ms: u64, hold_ms: u64) {
+        let place = Place { role: Role::Insight, number: insight };
+        let counting = self.world.stall(Link::Server(place, Server::Postgres));
+        let telling = self.world.stallers(Link::Server(place, Server::Redis));
+        self.under_way.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            let telling: Vec<_> = telling.iter().map(Staller::stall).collect();
+            drop(counting);
+            tokio::time::sleep(Duration::from_millis(hold_ms)).await;
+            drop(telling);
+            Ok(())
+        });
     }
 
     fn resend(&mut self, edge: usize, which: u64, times: u64) {

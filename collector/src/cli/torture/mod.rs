@@ -10,6 +10,9 @@ mod proxy;
 /// A process that is kept running.
 mod process;
 
+/// What ends with this process.
+mod group;
+
 /// Everything that is tortured.
 mod world;
 
@@ -64,7 +67,7 @@ const LOOK_PERIOD: Duration = Duration::from_millis(100);
 #[command(
     after_help = "Starts six processes of this program (two edges, two storage and two insight workers) behind proxies, lets two\n\
     applications send, and breaks things meanwhile: kill -9 and pauses of processes, cut and stalled connections, batches\n\
-    sent and delivered again, announcements lost, Redis wiped; with the commands below, kill -9 of the servers too.\n\
+    sent and delivered again, announcements lost, Redis told late and wiped; with the commands below, kill -9 of the servers too.\n\
     Each schedule of faults follows from its seed and has a project of its own, which stays. Within 90 s of its last fault\n\
     every event must be stored exactly once, positions dense, rollups and live counters equal to a recount, every ledger\n\
     balanced and the dead-letter queue empty.\n\n\

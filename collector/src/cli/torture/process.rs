@@ -31,6 +31,8 @@ const ORDERS_MAX: usize = 64;
 pub(super) struct Launch {
     pub(super) program: PathBuf,
     pub(super) place: Place,
+    /// The group it belongs to.
+    pub(super) group: i32,
     /// Everything below it belongs to the process.
     pub(super) folder: PathBuf,
     pub(super) variables: Vec<(&'static str, String)>,
@@ -237,6 +239,7 @@ impl Launch {
         command.args(["serve", "--roles", self.place.role.roles(), "--listen", "127.0.0.1:0", "--data"]);
         command.arg(self.folder.join("data")).envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
+        command.process_group(self.group);
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().ok_or_else(|| io::Error::other("its output can't be read"))?;
         Ok((child, BufReader::new(stdout).lines()))

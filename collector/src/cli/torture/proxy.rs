@@ -32,6 +32,17 @@ struct Shared {
 /// Holds connections back until it is dropped.
 pub(super) struct Stall(Arc<Shared>);
 
+/// Begins a stall later.
+pub(super) struct Staller(Arc<Shared>);
+
+impl Staller {
+    /// Lets nothing pass until what is returned is dropped.
+    pub(super) fn stall(&self) -> Stall {
+        self.0.stalls.send_modify(|stalls| *stalls += 1);
+        Stall(Arc::clone(&self.0))
+    }
+}
+
 impl Proxy {
     /// Listens on a free port of this machine.
     pub(super) async fn start(upstream: Option<String>) -> io::Result<Self> {
@@ -63,8 +74,12 @@ impl Proxy {
 
     /// Lets nothing pass until what is returned is dropped.
     pub(super) fn stall(&self) -> Stall {
-        self.shared.stalls.send_modify(|stalls| *stalls += 1);
-        Stall(Arc::clone(&self.shared))
+        self.staller().stall()
+    }
+
+    /// What stalls it later.
+    pub(super) fn staller(&self) -> Staller {
+        Staller(Arc::clone(&self.shared))
     }
 }
 

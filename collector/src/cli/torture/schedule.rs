@@ -20,6 +20,16 @@ const EVENTS: (u64, u64) = (0, 160);
 /// How long a process is paused, or a connection holds back what passes.
 const HOLD_MS: (u64, u64) = (200, 3_000);
 
+/// How long PostgreSQL is held up for an insight worker to be in the middle of counting: what is captured now is stored and
+/// announced within 100 ms.
+const COUNTING_MS: (u64, u64) = (150, 400);
+
+/// How long Redis then is: the other insight worker looks once a second, and is to have looked twice.
+const LATE_MS: (u64, u64) = (2_200, 2_800);
+
+/// Wipes of Redis in a row, 30 ms apart: 20 of them last as long as what is captured meanwhile is being counted.
+const WIPES: (u64, u64) = (1, 20);
+
 /// How long a server stays down.
 const DOWN_MS: (u64, u64) = (100, 2_500);
 
@@ -84,8 +94,18 @@ pub(super) enum Fault {
     },
     /// Every announcement that waits is lost.
     PurgeRanges,
-    /// Redis forgets everything of ours.
-    WipeCache,
+    /// What an insight worker has counted is told to Redis long after it is stored: Redis is held up for so long while the
+    /// worker is counting, which takes a moment of holding up PostgreSQL first. The other one mends the counters meanwhile.
+    TellLate {
+        /// Which insight worker.
+        insight: usize,
+        /// How long PostgreSQL is held up, for something to be there to count.
+        wait_ms: u64,
+        /// How long Redis is.
+        hold_ms: u64,
+    },
+    /// Redis forgets everything of ours, so many times while it is being written to.
+    WipeCache(u64),
     /// `kill -9` of a server, which is down for so long.
     KillServer(Server, u64),
 }
@@ -157,21 +177,26 @@ impl Step {
 }
 
 impl Fault {
-    /// Of 100 faults: 30 kills, 14 pauses, 15 cuts, 9 stalls, 10 resends, 8 redeliveries, 5 purges, 4 wipes, 5 kills of a
-    /// server, of which every fifth is RabbitMQ's: it takes 5 to 30 s to come back.
+    /// Of 100 faults: 28 kills, 12 pauses, 13 cuts, 8 stalls, 10 resends, 8 redeliveries, 5 purges, 6 times late for Redis, 5
+    /// wipes, 5 kills of a server, of which every fifth is RabbitMQ's: it takes 5 to 30 s to come back.
     fn draw(random: &mut Random) -> Self {
         match random.below(100) {
-            0..30 => Self::Kill(Place::draw(random)),
-            30..44 => Self::Pause(Place::draw(random), random.between(HOLD_MS)),
-            44..59 => Self::Cut(Link::draw(random)),
-            59..68 => Self::Stall(Link::draw(random), random.between(HOLD_MS)),
-            68..78 => {
+            0..28 => Self::Kill(Place::draw(random)),
+            28..40 => Self::Pause(Place::draw(random), random.between(HOLD_MS)),
+            40..53 => Self::Cut(Link::draw(random)),
+            53..61 => Self::Stall(Link::draw(random), random.between(HOLD_MS)),
+            61..71 => {
                 let edge = random.place(PROCESSES_A_ROLE);
                 Self::Resend { edge, which: random.next(), times: random.between((1, 3)) }
             }
-            78..86 => Self::Redeliver { which: random.next() },
-            86..91 => Self::PurgeRanges,
-            91..95 => Self::WipeCache,
+            71..79 => Self::Redeliver { which: random.next() },
+            79..84 => Self::PurgeRanges,
+            84..90 => Self::TellLate {
+                insight: random.place(PROCESSES_A_ROLE),
+                wait_ms: random.between(COUNTING_MS),
+                hold_ms: random.between(LATE_MS),
+            },
+            90..95 => Self::WipeCache(random.between(WIPES)),
             _ => {
                 let server = match random.below(5) {
                     0 | 1 => Server::Postgres,
@@ -193,7 +218,8 @@ impl Fault {
             Self::Resend { .. } => "resend".to_owned(),
             Self::Redeliver { .. } => "redeliver".to_owned(),
             Self::PurgeRanges => "purge announcements".to_owned(),
-            Self::WipeCache => "wipe redis".to_owned(),
+            Self::TellLate { .. } => "tell redis late".to_owned(),
+            Self::WipeCache(_) => "wipe redis".to_owned(),
             Self::KillServer(server, _) => format!("kill {server}"),
         }
     }
@@ -290,7 +316,10 @@ impl fmt::Display for Fault {
             Self::Resend { edge, times, .. } => write!(f, "resend a batch {times}× to edge-{}", edge + 1),
             Self::Redeliver { .. } => f.write_str("deliver a batch once more"),
             Self::PurgeRanges => f.write_str("lose the announcements"),
-            Self::WipeCache => f.write_str("wipe redis"),
+            Self::TellLate { insight, hold_ms, .. } => {
+                write!(f, "tell redis {hold_ms} ms late what insight-{} counts", insight + 1)
+            }
+            Self::WipeCache(times) => write!(f, "wipe redis {times}×"),
             Self::KillServer(server, ms) => write!(f, "kill -9 {server} for {ms} ms"),
         }
     }
@@ -331,6 +360,6 @@ mod tests {
             .flat_map(|seed| Schedule::draw(seed, &Server::ALL).steps)
             .map(|step| step.fault.kind())
             .collect();
-        assert_eq!(kinds.len(), 13, "{kinds:?}");
+        assert_eq!(kinds.len(), 14, "{kinds:?}");
     }
 }

@@ -10,8 +10,9 @@ use std::time::Duration;
 use reqwest::Url;
 use tokio::process::Command;
 
+use super::group::Group;
 use super::process::{Launch, Process};
-use super::proxy::{Proxy, Stall};
+use super::proxy::{Proxy, Stall, Staller};
 use super::schedule::{Link, Place, Role, Server};
 
 /// How long the processes may take to serve: RabbitMQ takes half a minute to start, and a process then tries again.
@@ -38,6 +39,8 @@ pub(super) struct World {
     doors: Vec<Arc<Proxy>>,
     links: BTreeMap<(Place, Server), Proxy>,
     controls: BTreeMap<Server, Control>,
+    /// After the processes: it ends what is left of them.
+    group: Group,
     folder: Folder,
 }
 
@@ -105,8 +108,9 @@ impl World {
         let path = std::env::temp_dir().join(format!("eventbucket-torture-{}", std::process::id()));
         std::fs::create_dir(&path)?;
         let folder = Folder { path, keep: false };
-        let mut world =
-            Self { processes: BTreeMap::new(), doors: Vec::new(), links: BTreeMap::new(), controls, folder };
+        let group = Group::start()?;
+        let (processes, links) = (BTreeMap::new(), BTreeMap::new());
+        let mut world = Self { processes, doors: Vec::new(), links, controls, group, folder };
         for place in Place::all() {
             let mut variables = vec![("EVENTBUCKET_LOG", "info".to_owned())];
             for server in Server::ALL {
@@ -115,7 +119,8 @@ impl World {
                 world.links.insert((place, server), proxy);
             }
             let folder = world.folder.path.join(place.to_string());
-            let launch = Launch { program: program.to_owned(), place, folder, variables };
+            let (program, group) = (program.to_owned(), world.group.id);
+            let launch = Launch { program, place, group, folder, variables };
             let door =
                 if place.role == Role::Edge { Some(Arc::new(Proxy::start(None).await?)) } else { None };
             world.doors.extend(door.clone());
@@ -144,6 +149,10 @@ impl World {
 
     pub(super) fn stall(&self, link: Link) -> Vec<Stall> {
         self.proxies(link).into_iter().map(Proxy::stall).collect()
+    }
+
+    pub(super) fn stallers(&self, link: Link) -> Vec<Staller> {
+        self.proxies(link).into_iter().map(Proxy::staller).collect()
     }
 
     fn proxies(&self, link: Link) -> Vec<&Proxy> {
