@@ -143,7 +143,7 @@ pub(super) const KEYS: &[Key] = &[
         ..number("edge.connections_max", "EVENTBUCKET_EDGE_CONNECTIONS_MAX", "4096")
     },
     Key {
-        about: &["Bodies in decoding at once. What all bodies take in memory is bounded besides, by 96 MiB."],
+        about: &["Bodies in decoding at once. What all bodies take in memory is bounded besides, by 48 MiB."],
         ..number("edge.decoding_max", "EVENTBUCKET_EDGE_DECODING_MAX", "32")
     },
     Key {

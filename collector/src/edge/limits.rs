@@ -6,10 +6,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::problem::{Cause, Refusal};
 
-/// Bytes of bodies in memory at once, as they came and decompressed: 96 MiB. That is 4 of the largest bombs side by
-/// side (4 × (4 + 16) MiB = 80 MiB), or 64 connections with 1.5 MiB each, and leaves half of the 192 MiB that a
-/// collector under load may take. What doesn't fit is answered 503 and comes again.
-const BODIES_BYTES_MAX: usize = 96 * 1024 * 1024;
+/// Bytes of bodies in memory at once, as they came and decompressed: 48 MiB. That is 2 of the largest bombs side by
+/// side (2 × (4 + 16) MiB = 40 MiB), or 160 connections with the SDK's batches of 0.3 MiB each. Decoded, events take 1.5
+/// times their bytes more, so that is 120 of the 192 MiB that a collector under load may take. What doesn't fit is
+/// answered 503 and comes again.
+const BODIES_BYTES_MAX: usize = 48 * 1024 * 1024;
 
 /// When to come again after a full house: a body lives for milliseconds, a second is the shortest wait HTTP can say.
 const BODIES_RETRY_AFTER: Duration = Duration::from_secs(1);
