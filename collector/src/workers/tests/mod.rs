@@ -53,6 +53,12 @@ fn no_order_of_faults_loses_or_doubles_an_event() {
     }
 }
 
+/// The order of steps that a seed found once in a thousand.
+#[test]
+fn a_step_told_after_a_restore_is_not_counted() {
+    Simulation::step_told_after_a_restore().unwrap();
+}
+
 #[test]
 fn a_seed_replays() {
     for seed in 1..5 {

@@ -1,6 +1,9 @@
 /// How workers are moved, and who hears of what they announce.
 mod work;
 
+/// Runs that were written down instead of drawn.
+mod script;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
@@ -130,8 +133,16 @@ pub(super) struct Simulation {
 
 impl Simulation {
     pub(super) fn run(seed: u64) -> Ended {
+        let mut simulation = Self::new(seed);
+        let outcome = simulation.play();
+        Ended { outcome, trace: simulation.trace, happened: simulation.happened }
+    }
+
+    fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let durable = random.percent(75);
+        // What meets rarest gets runs of its own: a step before a restore, told after it.
+        let restoring = random.percent(10);
+        let durable = restoring || random.percent(75);
         let epoch = Uuid::from_u128(u128::from(random.next()));
         let poisonous = durable && random.percent(40);
         let world = World {
@@ -147,9 +158,8 @@ impl Simulation {
             taken_back: 0,
             wrong: None,
         };
-        let trouble = [0, 4, 12, 30][pick(4, &mut random).unwrap_or(0)];
-        let swarm: Vec<u64> = match random.percent(10) {
-            // What meets rarest: a step before a restore, told after it.
+        let trouble = if restoring { 20 } else { [0, 4, 12, 30][pick(4, &mut random).unwrap_or(0)] };
+        let swarm: Vec<u64> = match restoring {
             true => vec![KEEP_OR_RESTORE_LOG, KEEP_OR_RESTORE_LOG, PAUSE],
             false => (0..FAULTS).filter(|_| random.percent(40)).collect(),
         };
@@ -172,8 +182,7 @@ impl Simulation {
             happened: BTreeMap::new(),
         };
         simulation.employ();
-        let outcome = simulation.play();
-        Ended { outcome, trace: simulation.trace, happened: simulation.happened }
+        simulation
     }
 
     /// Two processes of each role, or one of each in the one process.
