@@ -142,7 +142,7 @@ impl Delivery {
             // Where more are named than are used, each client uses others.
             let first = usize::try_from(id::random_u64() % urls.len() as u64).unwrap_or_default();
             urls.rotate_left(first);
-            self.endpoints.learn(urls);
+            self.endpoints.learn(urls, now_ms);
         }
     }
 

@@ -13,8 +13,8 @@ const PERIOD_MS: u64 = 5 * 60 * 1_000;
 /// they are asked to stop, or 6 s after their last word.
 const GAP_MS: u64 = 30 * 1_000;
 
-/// How long after a failure to ask, at most: time for the registry to notice, and clients don't ask all at once.
-const SOON_MS: u64 = 2 * 1_000;
+/// How long after a failure to ask, at most: clients don't ask all at once, and one that stops still answers for 2 s.
+const SOON_MS: u64 = 1_000;
 
 /// One inquiry as a whole: the answer is a few KiB.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);

@@ -215,13 +215,19 @@ fn a_process_that_is_restarted_alone_finishes_what_it_holds() {
 }
 
 #[test]
-fn a_cluster_is_found_from_one_of_its_edges() {
-    let cluster = Cluster::start(&["edge,query", "edge", "storage,insight"]);
+fn a_cluster_is_found_from_one_of_its_edges_and_rolls_as_well() {
+    let mut cluster = Cluster::start(&["edge,query", "edge", "storage,insight"]);
     let [given, other] = [0, 1].map(|index| cluster.processes[index].url().to_owned());
     let application = Application::start(&cluster, &[&given], |builder| builder.discover(true));
     eventually("both edges are sent to", || {
         [&given, &other].iter().all(|url| application.watched.attempts_to(url) > 10)
     });
+    // The one that was found leaves the registry, and must be known again when the one that was given stops.
+    for index in [1, 0] {
+        application.progress();
+        cluster.restart(index);
+    }
+    application.progress();
     let (ledger, failed, faults) = application.end();
     assert!(failed.is_empty() && faults.is_empty(), "{failed:#?}\n{faults:#?}");
     cluster.holds(&ledger);

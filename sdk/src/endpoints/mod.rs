@@ -80,10 +80,11 @@ impl Endpoints {
     }
 
     /// Takes over the collectors that another one names, as [`plain_url`] writes them. Of those learned before, the ones that
-    /// aren't among them get nothing more; those the application gave stay whatever is named.
-    pub(crate) fn learn(&mut self, urls: &[String]) {
+    /// aren't among them get nothing more, but for those that are spared: they said themselves that they leave, and most come back.
+    /// Those the application gave stay whatever is named.
+    pub(crate) fn learn(&mut self, urls: &[String], now_ms: u64) {
         for endpoint in self.list.iter_mut().filter(|endpoint| endpoint.learned) {
-            endpoint.gone = !urls.contains(&endpoint.url);
+            endpoint.gone = !urls.contains(&endpoint.url) && !endpoint.is_away(now_ms);
         }
         self.drop_gone();
         for url in urls {

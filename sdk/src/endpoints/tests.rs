@@ -19,22 +19,22 @@ fn named(hosts: &[&str]) -> Vec<String> {
 #[test]
 fn learned_collectors_join_the_round_and_those_given_stay_whatever_is_named() {
     let mut endpoints = Endpoints::new(["HTTP://a:80/".to_owned()]);
-    endpoints.learn(&named(&["a", "b", "c"]));
+    endpoints.learn(&named(&["a", "b", "c"]), 0);
     assert_eq!(urls(&endpoints), ["HTTP://a:80/", "http://b", "http://c"], "the one given isn't there twice");
     let picked: Vec<_> = (0..3).map(|_| index(endpoints.pick(0)).unwrap()).collect();
     assert_eq!(picked, [0, 1, 2]);
     endpoints.broken_off();
-    endpoints.learn(&named(&["d"]));
+    endpoints.learn(&named(&["d"]), 0);
     assert_eq!(urls(&endpoints), ["HTTP://a:80/", "http://d"]);
 }
 
 #[test]
 fn a_collector_that_is_no_longer_named_goes_when_nothing_is_under_way_to_it() {
     let mut endpoints = Endpoints::new(named(&["a"]));
-    endpoints.learn(&named(&["b"]));
+    endpoints.learn(&named(&["b"]), 0);
     let (to_a, to_b) = (endpoints.pick(0).unwrap(), endpoints.pick(0).unwrap());
     endpoints.succeeded(to_a);
-    endpoints.learn(&named(&["c"]));
+    endpoints.learn(&named(&["c"]), 0);
     let others: Vec<_> = std::iter::from_fn(|| index(endpoints.pick(0))).collect();
     assert!(!others.contains(&to_b.number), "it gets nothing more: {others:?}");
     assert_eq!(endpoints.url(to_b), "http://b");
@@ -48,21 +48,36 @@ fn a_collector_that_is_no_longer_named_goes_when_nothing_is_under_way_to_it() {
 #[test]
 fn a_named_collector_that_comes_back_keeps_its_place_and_what_is_known_of_it() {
     let mut endpoints = Endpoints::new(named(&["a"]));
-    endpoints.learn(&named(&["b"]));
+    endpoints.learn(&named(&["b"]), 0);
     let _to_a = endpoints.pick(0).unwrap();
     let to_b = endpoints.pick(0).unwrap();
-    endpoints.learn(&[]);
-    endpoints.learn(&named(&["b"]));
+    endpoints.learn(&[], 0);
+    endpoints.learn(&named(&["b"]), 0);
     assert_eq!(endpoints.failed(to_b, false, |_| 10), Some(1));
     assert_eq!(endpoints.next_probe_ms(0), Some(10));
+}
+
+#[test]
+fn a_named_collector_that_restarts_is_known_when_the_next_one_does() {
+    let mut endpoints = Endpoints::new(named(&["a"]));
+    endpoints.learn(&named(&["b"]), 0);
+    let (to_a, to_b) = (endpoints.pick(0).unwrap(), endpoints.pick(0).unwrap());
+    endpoints.heard(to_b, true, 0);
+    endpoints.learn(&[], 1);
+    endpoints.heard(to_a, true, 2);
+    [to_a, to_b].into_iter().for_each(|turn| endpoints.succeeded(turn));
+    assert_eq!(index(endpoints.pick(3)), Some(to_b.number), "it left first, so it is back first");
+    endpoints.broken_off();
+    endpoints.learn(&[], AWAY_MS);
+    assert_eq!(urls(&endpoints), ["http://a"], "it isn't named when it should be back");
 }
 
 #[test]
 fn however_many_are_named_the_list_is_bounded() {
     let hosts: Vec<String> = (0..1_000).map(|host| format!("http://h{host}")).collect();
     let mut endpoints = endpoints(2);
-    endpoints.learn(&hosts);
-    endpoints.learn(&hosts);
+    endpoints.learn(&hosts, 0);
+    endpoints.learn(&hosts, 0);
     assert_eq!(endpoints.list.len(), ENDPOINTS_MAX);
 }
 
