@@ -165,7 +165,7 @@ impl Builder {
     }
 
     /// Learns the collector's other processes from those given, and sends to all in turn. Asked is `GET /v1/nodes`, with the first
-    /// events, then about every 5 minutes and soon after a failure, while there is something to send. Those given always
+    /// events, then every 2.5 to 5 minutes and soon after a failure, while there is something to send. Those given always
     /// stay; one that is no longer named is left. The key goes to learned URLs too, so none is taken that is weaker than
     /// those given (http where any is https). An answer that can't be used changes nothing and is told to `on_error`
     /// once. Off unless told otherwise: behind a balancer the processes' own addresses are of no use.
