@@ -16,6 +16,10 @@ use crate::{Event, Ledger, Report};
 /// Slots made before the first capture: 20 ms, the worker's rest between two looks, at 50,000 events/s.
 const SLOTS_TYPICAL: usize = 1_024;
 
+/// Refused events that wait to be told of one by one: 1,000 of some 200 B. A loop that captures nothing but these must not
+/// fill the memory; the rest is told of by number.
+const TOLD_MAX: usize = 1_000;
+
 /// An event as it was captured: id and time are set.
 pub(crate) struct Captured {
     pub(crate) event: Event,
@@ -77,6 +81,8 @@ struct Inner {
     /// Events dropped for want of room since the last look.
     overflowed: u64,
     requests: Vec<Request>,
+    /// Events refused that were too many to be told of one by one.
+    untold: u64,
     /// The worker waits without a time limit: the next capture has to wake it.
     sleeping: bool,
     /// The worker was told not to linger.
@@ -93,6 +99,7 @@ pub(crate) struct Look {
     pub(crate) has_events: bool,
     pub(crate) urgent: bool,
     pub(crate) overflowed: u64,
+    pub(crate) untold: u64,
 }
 
 impl Shared {
@@ -105,6 +112,7 @@ impl Shared {
             ledger: Ledger::default(),
             overflowed: 0,
             requests: Vec::new(),
+            untold: 0,
             sleeping: false,
             urgent: false,
             closed: false,
@@ -161,6 +169,10 @@ impl Shared {
                 error.to_string()
             }
         };
+        if inner.requests.len() >= TOLD_MAX {
+            inner.untold += 1;
+            return;
+        }
         drop(inner);
         self.ask(Request::Tell(Fault::Dropped { events: 1, reason }));
     }
@@ -259,6 +271,7 @@ impl Shared {
             has_events: !inner.events.is_empty(),
             urgent: std::mem::take(&mut inner.urgent),
             overflowed: std::mem::take(&mut inner.overflowed),
+            untold: std::mem::take(&mut inner.untold),
         }
     }
 

@@ -53,6 +53,9 @@ impl Worker {
             let cause = format!("the queue was full; {}", self.settings.more_room());
             self.tally.dropped(look.overflowed, cause);
         }
+        if look.untold > 0 {
+            self.tally.dropped(look.untold, "they break limits of the protocol, like those told of before");
+        }
         let now_ms = self.now_ms();
         if !look.has_events {
             // Nothing came for a whole while: the worker may sleep until the next capture wakes it.

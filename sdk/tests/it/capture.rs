@@ -245,6 +245,33 @@ fn what_breaks_a_limit_is_refused_by_the_capture_itself() {
 }
 
 #[test]
+fn a_flood_of_refused_events_is_counted_whole_and_told_within_bounds() {
+    const FLOOD: u64 = 20_000;
+    let (told, calls) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (sum, count) = (Arc::clone(&told), Arc::clone(&calls));
+    let (go_on, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let (bucket, sink) = bucket(|builder| {
+        builder.on_error(move |fault| {
+            // The first call holds the worker up until all are captured; after that the channel is closed.
+            let _ = held.lock().unwrap().recv();
+            let Fault::Dropped { events, .. } = fault else { panic!("{fault}") };
+            sum.fetch_add(usize::try_from(*events).unwrap(), Ordering::SeqCst);
+            count.fetch_add(1, Ordering::SeqCst);
+        })
+    });
+    for _ in 0..FLOOD {
+        bucket.capture("");
+    }
+    drop(go_on);
+    sink.settle();
+    assert_eq!((bucket.stats().dropped.invalid, told.load(Ordering::SeqCst) as u64), (FLOOD, FLOOD));
+    let calls = calls.load(Ordering::SeqCst);
+    assert!(calls < 5_000, "{calls} calls");
+    assert!(bucket.stats().balances());
+}
+
+#[test]
 fn a_hook_may_mend_what_breaks_a_limit() {
     let hook = |event: Event| match event.name() {
         "" => Some(Event::new("mended")),
