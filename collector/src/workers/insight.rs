@@ -8,6 +8,7 @@ use crate::bus::{Bus, Hint, RangeReceiver};
 use crate::cache::{COUNTER_NAMES_MAX, Cache, CountersState};
 use crate::project::ProjectId;
 use crate::store::{Error, Store, ViewProgress, ViewState};
+use crate::telemetry::complaint::Complaint;
 
 use super::ask::{Live, Log};
 
@@ -20,6 +21,7 @@ pub async fn run(bus: Bus, store: Store, cache: Cache, cancel: CancellationToken
     let mut ranges = bus.ranges();
     // The bus is held by its publishers: holding it here would keep the receiver open for ever.
     drop(bus);
+    let complaint = Complaint::new();
     let mut look = tokio::time::interval_at(Instant::now(), LOOK_PERIOD);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -32,8 +34,12 @@ pub async fn run(bus: Bus, store: Store, cache: Cache, cancel: CancellationToken
             },
             _ = look.tick() => look_at_heads(&store, &cache).await,
         };
-        if let Err(error) = outcome {
-            tracing::warn!(%error, "the counts could not follow the log; they try again");
+        match outcome {
+            Ok(()) if complaint.end() => tracing::info!("the counts follow the log again"),
+            Err(error) if complaint.is_due() => {
+                tracing::warn!(%error, "the counts could not follow the log; they try again");
+            }
+            _ => {}
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::bus::message::{Published, StoredRange, ValidBatch};
 use crate::bus::{Accepted, Bus, Delivery, Error};
 use crate::cache::Cache;
 use crate::store::{self, Appended, Store, TRANSACTION_BATCHES_MAX};
+use crate::telemetry::complaint::Complaint;
 
 use super::ask::{Answer as _, Live, Log, Source};
 
@@ -156,7 +157,13 @@ impl<B: Source, S: Log, C: Live> Writer<B, S, C> {
     }
 }
 
+/// Everything that waits fails while the store is away.
+static COMPLAINT: Complaint = Complaint::new();
+
 fn report(error: &store::Error, failed: usize, held: usize) {
+    if !COMPLAINT.is_due() {
+        return;
+    }
     if held > 0 {
         tracing::warn!(%error, batches = held, "batches can't be stored yet; they are held and tried again");
     }

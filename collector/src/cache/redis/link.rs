@@ -1,6 +1,6 @@
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind};
@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Error;
+use crate::telemetry::complaint::Complaint;
 
 /// How long making a connection may take; TLS over a far link is three round trips.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -17,9 +18,6 @@ const PING_PERIOD: Duration = Duration::from_secs(1);
 
 /// The first and the longest wait between attempts to connect: back within a second of Redis, at one attempt a second.
 pub(super) const RECONNECT_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-
-/// How often the log repeats that Redis is away.
-const COMPLAINT_PERIOD: Duration = Duration::from_secs(60);
 
 /// One connection to Redis, renewed by a task of its own. While it is down every question is answered by `None` at once:
 /// the crate's own `ConnectionManager` lets each caller wait for its attempts to connect, so a server that is away would
@@ -44,7 +42,7 @@ struct State {
     number: u64,
     /// What failed last.
     reason: String,
-    complained: Option<Instant>,
+    complaint: Complaint,
 }
 
 impl Link {
@@ -56,7 +54,7 @@ impl Link {
         cancel: CancellationToken,
     ) -> Result<Self, Error> {
         let server = client.get_connection_info().addr().to_string();
-        let state = State { connection: None, number: 0, reason: String::new(), complained: None };
+        let state = State { connection: None, number: 0, reason: String::new(), complaint: Complaint::new() };
         let shared =
             Shared { client, server, timeout, greeting, state: Mutex::new(state), lost: Notify::new() };
         let link = Self(Arc::new(shared));
@@ -129,7 +127,7 @@ impl Shared {
 
     fn connected(&self, connection: MultiplexedConnection) {
         let mut state = self.state();
-        if state.complained.take().is_some() {
+        if state.complaint.end() {
             tracing::info!(server = %self.server, "redis is back");
         }
         state.connection = Some(connection);
@@ -148,8 +146,7 @@ impl Shared {
 
     fn complain(&self, state: &mut State, error: &RedisError) {
         state.reason = error.to_string();
-        if state.complained.is_none_or(|last| last.elapsed() >= COMPLAINT_PERIOD) {
-            state.complained = Some(Instant::now());
+        if state.complaint.is_due() {
             tracing::warn!(server = %self.server, %error, "redis doesn't answer; the store is asked instead");
         }
     }

@@ -27,11 +27,11 @@ const EMPTY_NAMES: &[&str] = &["utils", "util", "common", "core", "helpers", "he
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("edge", &["ingest", "query", "dashboard", "bus::message", "project", "config", "telemetry"]),
     ("ingest", &["bus", "cache", "store", "project"]),
-    ("workers", &["bus", "store", "cache", "project"]),
+    ("workers", &["bus", "store", "cache", "project", "telemetry"]),
     ("query", &["store", "cache", "bus", "project"]),
     ("bus", &["project", "store", "config"]),
     ("store", &["bus::message", "project"]),
-    ("cache", &["project", "store"]),
+    ("cache", &["project", "store", "telemetry"]),
     ("dashboard", &[]),
     ("project", &[]),
     ("config", &[]),
