@@ -28,6 +28,9 @@ pub mod bus;
 /// What works behind the bus: storage, then insight.
 pub mod workers;
 
+/// Pure computation over events: tallies, and sketches of how many users.
+pub mod insight;
+
 /// The log and everything else that is kept.
 pub mod store;
 

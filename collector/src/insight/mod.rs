@@ -1,0 +1,10 @@
+//! Pure computation over events: no store, no clock, no chance.
+
+/// How many different users there were, in 3 KiB.
+mod sketch;
+
+/// What a stretch of the log adds to the views.
+mod tally;
+
+pub use sketch::{InvalidSketch, STANDARD_ERROR, Sketch};
+pub use tally::{Cell, Grain, Piece, Tally, pieces};
