@@ -45,17 +45,24 @@ pub(super) struct CountsDocument {
     pub counts: Vec<CountDocument>,
     /// The sum over the rows.
     pub total: u64,
+    /// How many different users the rows have together; absent when that isn't known.
+    #[serde(default)]
+    pub users: Option<u64>,
     pub applied_to: u64,
     pub position: u64,
 }
 
-/// A count of events of one name, in one hour where hours were asked for.
+/// A count of events of one name, in one hour or day where these were asked for.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct CountDocument {
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub day: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hour: Option<String>,
     pub count: u64,
+    #[serde(default)]
+    pub users: Option<u64>,
 }
 
 /// The projects of a collector, or of a key's account.
@@ -148,14 +155,9 @@ impl From<EventsPage> for EventsDocument {
 
 impl From<Counts> for CountsDocument {
     fn from(read: Counts) -> Self {
-        let rows = read.rows.into_iter().map(|row| CountDocument {
-            name: row.name,
-            hour: row.hour.map(|hour| hour.to_string()),
-            count: row.count,
-        });
-        let counts: Vec<CountDocument> = rows.collect();
+        let counts: Vec<CountDocument> = through_json(&read.rows);
         let total = counts.iter().map(|row| row.count).sum();
-        Self { counts, total, applied_to: read.applied_to, position: read.position }
+        Self { counts, total, users: read.users, applied_to: read.applied_to, position: read.position }
     }
 }
 

@@ -137,6 +137,7 @@ impl Remote {
         parameters.extend(time("to", query.to_hour));
         let by = match query.by {
             CountsBy::Total => "total",
+            CountsBy::Day => "day",
             CountsBy::Hour => "hour",
         };
         parameters.push(("by", by.to_owned()));

@@ -128,6 +128,8 @@ struct CountsDocument {
     counts: Vec<CountRow>,
     /// The sum over the rows.
     total: u64,
+    /// How many different users the rows have together; null when that isn't known.
+    users: Option<u64>,
     /// The position through which at least they are counted; at rest it is `position`.
     applied_to: u64,
     /// The last position of the log.
@@ -146,13 +148,15 @@ pub(super) async fn counts(
         name: parameters.text("name")?,
         from_hour: parameters.time("from")?,
         to_hour: parameters.time("to")?,
-        by: parameters.word("by", &[("total", CountsBy::Total), ("hour", CountsBy::Hour)])?,
+        by: parameters
+            .word("by", &[("total", CountsBy::Total), ("day", CountsBy::Day), ("hour", CountsBy::Hour)])?,
     };
     parameters.finish()?;
     let counts = edge.query.counts(grant.project, query).await?;
     let document = CountsDocument {
         total: counts.rows.iter().map(|row| row.count).sum(),
         counts: counts.rows,
+        users: counts.users,
         applied_to: counts.applied_to,
         position: counts.position,
     };

@@ -159,6 +159,7 @@ fn checks(figures: &ProjectFigures, stored_before: Option<u64>, counters: bool) 
         current(figures, stored_before),
         applied(figures),
         rollup(figures),
+        users(figures),
     ];
     if counters {
         let example = figures.counters_example.as_deref();
@@ -310,4 +311,16 @@ fn rollup(figures: &ProjectFigures) -> Check {
         ),
     };
     Check::new("counts_equal_recount", holds, detail)
+}
+
+fn users(figures: &ProjectFigures) -> Check {
+    let detail = match &figures.users_example {
+        Some(example) => format!("{} differ, e.g. {example}", figures.users_differences),
+        None if figures.has_users => {
+            "every sketch of users equals that of a recount, byte for byte".to_owned()
+        }
+        None => "users of earlier events were not counted by an earlier version; `eventbucket rebuild` does"
+            .to_owned(),
+    };
+    Check::new("users_equal_recount", figures.users_differences == 0, detail)
 }

@@ -35,10 +35,10 @@ use crate::cache::Cache;
 use crate::store::Store;
 
 pub use crate::cache::Node;
-pub use crate::store::{BatchRecord, CountRow, CountsBy, CountsQuery, EventFilter, Ledger, StoredEvent};
+pub use crate::store::{BatchRecord, CountsBy, CountsQuery, EventFilter, Ledger, StoredEvent};
 pub use audit::audit;
 pub use batches::WAIT_S_MAX;
-pub use counts::Counts;
+pub use counts::{CountRow, Counts};
 pub use cursor::Cursor;
 pub use error::Error;
 pub use events::{EventsPage, EventsQuery, LIMIT_DEFAULT, LIMIT_MAX, Order};

@@ -36,6 +36,12 @@ pub struct ProjectFigures {
     pub rollup_differences: u64,
     /// The first difference, in words.
     pub rollup_example: Option<String>,
+    /// Whether the live generation has had users from its first event on.
+    pub has_users: bool,
+    /// Sketches of users that differ from a recount.
+    pub users_differences: u64,
+    /// The first of them, in words.
+    pub users_example: Option<String>,
     /// The sum over the rollup.
     pub rollup_sum: u64,
     /// The first live counter that differs from a recount, in words; `None` when all agree.
@@ -133,6 +139,16 @@ fn complaint(event: &StoredEvent) -> Option<String> {
         return Some(format!("its identity is not that of its text {:?}", id.text().unwrap_or_default()));
     }
     event.event.check().err().map(|reason| reason.message.into_owned())
+}
+
+/// Names a sketch that differs from a recount.
+pub(super) fn users_example(name: &str, hours: i64, start: &str) -> String {
+    let span = match hours {
+        0 => "of all time".to_owned(),
+        1 => format!("of the hour {start}"),
+        _ => format!("of the day that begins at {start}"),
+    };
+    format!("the users of {name:?} {span}: the view's sketch is not that of the log")
 }
 
 /// Everything an audit reads, from one snapshot.

@@ -56,7 +56,7 @@ pub use ranges::Ledger;
 #[cfg(test)]
 pub(crate) use sqlite::scratch::{Kept, Scratch};
 pub use sqlite::{Access, SqliteOptions, Synchronous};
-pub use views::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, ViewProgress, ViewState};
+pub use views::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, UserCounts, ViewProgress, ViewState};
 
 /// The name of the database file in the data folder.
 pub const DATABASE_FILE: &str = "eventbucket.db";

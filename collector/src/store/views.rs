@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
 use eventbucket_protocol::Timestamp;
-use serde::Serialize;
 
+use crate::insight::{self, Grain, Sketch};
 use crate::project::ProjectId;
 
 use super::{Backend, Error, Store};
@@ -59,20 +59,110 @@ pub enum CountsBy {
     /// One row a name.
     #[default]
     Total,
+    /// One row a name and day, in UTC.
+    Day,
     /// One row a name and hour.
     Hour,
 }
 
+impl CountsBy {
+    /// The beginning of the row that an hour belongs to.
+    fn start_of(self, hour_ms: i64) -> Option<i64> {
+        match self {
+            Self::Total => None,
+            Self::Day => Some(Grain::Day.start_of(hour_ms)),
+            Self::Hour => Some(hour_ms),
+        }
+    }
+}
+
 /// A count.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CountRow {
     /// The events' name.
     pub name: String,
-    /// The beginning of the hour, where hours were asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hour: Option<Timestamp>,
+    /// The beginning of the hour or of the day, where these were asked for.
+    pub start: Option<Timestamp>,
     /// How many there are.
     pub count: u64,
+}
+
+/// How many different users there were, estimated from sketches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserCounts {
+    /// By name, and by the beginning of the hour or of the day, where these were asked for. Without users there is no row.
+    pub rows: BTreeMap<(String, Option<Timestamp>), u64>,
+    /// Over all rows: each user once.
+    pub total: u64,
+}
+
+/// Merges sketches, which come in the order of their names and beginnings, into one a row and one over all.
+#[derive(Debug)]
+pub(super) struct UserMerge {
+    by: CountsBy,
+    row: Option<((String, Option<Timestamp>), Sketch)>,
+    total: Sketch,
+    counts: UserCounts,
+}
+
+impl UserMerge {
+    pub(super) fn new(by: CountsBy) -> Self {
+        Self { by, row: None, total: Sketch::default(), counts: UserCounts::default() }
+    }
+
+    pub(super) fn add(&mut self, name: &str, start_ms: i64, sketch: &[u8]) -> Result<(), Error> {
+        let sketch = read_sketch(sketch, name)?;
+        self.total.merge(&sketch);
+        let start = self.by.start_of(start_ms).and_then(Timestamp::from_ms);
+        match &mut self.row {
+            Some(((of, from), row)) if of == name && *from == start => {
+                row.merge(&sketch);
+            }
+            _ => {
+                self.end_row();
+                self.row = Some(((name.to_owned(), start), sketch));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> UserCounts {
+        self.end_row();
+        self.counts.total = self.total.estimate();
+        self.counts
+    }
+
+    fn end_row(&mut self) {
+        if let Some((of, row)) = self.row.take() {
+            self.counts.rows.insert(of, row.estimate());
+        }
+    }
+}
+
+/// Reads a sketch as it is kept. One that was changed by hand stops what would build on it.
+pub(super) fn read_sketch(bytes: &[u8], name: &str) -> Result<Sketch, Error> {
+    Sketch::from_bytes(bytes).map_err(|error| {
+        Error::unreadable(format!("the users of {name:?}: {error}; `eventbucket rebuild` counts them anew"))
+    })
+}
+
+/// Pieces that a span is cut into: hours, days, hours.
+pub(super) const PIECES_MAX: usize = 3;
+
+/// The cells that answer a question, in pieces of one grain: how many hours the cells of each cover, and between which
+/// beginnings they lie. Pieces that aren't needed are empty.
+pub(super) fn piece_bounds(query: &CountsQuery) -> ([i16; PIECES_MAX], [i64; PIECES_MAX], [i64; PIECES_MAX]) {
+    let largest = match query.by {
+        CountsBy::Total => Grain::Ever,
+        CountsBy::Day => Grain::Day,
+        CountsBy::Hour => Grain::Hour,
+    };
+    let (mut hours, mut low, mut high) = ([0; PIECES_MAX], [0; PIECES_MAX], [0; PIECES_MAX]);
+    let (from_ms, to_ms) = (query.from_hour.map(Timestamp::ms), query.to_hour.map(Timestamp::ms));
+    for (at, piece) in insight::pieces(from_ms, to_ms, largest).into_iter().enumerate() {
+        (hours[at], low[at], high[at]) = (piece.grain.hours(), piece.from_ms, piece.to_ms);
+    }
+    (hours, low, high)
 }
 
 /// The counts of all names with the state they belong to, read in one snapshot.
@@ -86,7 +176,7 @@ pub struct CountTotals {
     pub complete: bool,
 }
 
-/// The view "counts": events per name and hour.
+/// The view "counts": events and different users per name and hour.
 impl Store {
     /// Reads how far the counts of a project have come.
     ///
@@ -130,6 +220,18 @@ impl Store {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.counts(project, query).await,
             Backend::Postgres(postgres) => postgres.counts(project, &query).await,
+        }
+    }
+
+    /// Estimates how many different users there were: what [`Store::counts`] gives for the same question counts their events.
+    /// `None` while the live generation lacks users of events that were counted by an earlier version.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`] for sketches that somebody changed.
+    pub async fn users(&self, project: ProjectId, query: CountsQuery) -> Result<Option<UserCounts>, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.users(project, query).await,
+            Backend::Postgres(postgres) => postgres.users(project, &query).await,
         }
     }
 

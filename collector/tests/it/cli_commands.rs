@@ -36,6 +36,7 @@ async fn both_ways_give_the_same_documents() {
         &["event", "show", "order-1", "--json"],
         &["count", "--json"],
         &["count", "--json", "--by", "hour", "--name", "view"],
+        &["count", "--json", "--by", "day"],
         &["project", "list", "--json"],
     ] {
         let (beside, over_http) = (collector.beside(args), collector.over_http(args));
@@ -73,10 +74,13 @@ async fn events_are_listed_paged_and_shown() {
 async fn counts_come_by_name_and_hour() {
     let collector = with_events().await;
     for (way, ask) in WAYS {
-        assert_eq!(ask(&collector, &["count"]).stdout, "order\t1\nview\t10\n", "{way}");
+        assert_eq!(ask(&collector, &["count"]).stdout, "order\t1\t1\nview\t10\t1\n", "{way}");
         let hourly = ask(&collector, &["count", "--by", "hour"]).stdout;
-        assert!(hourly.contains("view\t2026-01-01T00:00:00.000Z\t10\n"), "{way}: {hourly}");
-        assert!(hourly.contains("order\t2026-01-01T01:00:00.000Z\t1\n"), "{way}: {hourly}");
+        assert!(hourly.contains("view\t2026-01-01T00:00:00.000Z\t10\t1\n"), "{way}: {hourly}");
+        assert!(hourly.contains("order\t2026-01-01T01:00:00.000Z\t1\t1\n"), "{way}: {hourly}");
+        let daily = ask(&collector, &["count", "--by", "day", "--name", "view"]).stdout;
+        assert_eq!(daily, "view\t2026-01-01T00:00:00.000Z\t10\t1\n", "{way}");
+        assert_eq!(ask(&collector, &["count", "--json"]).json()["users"], 2, "{way}: each once");
         let half = ask(&collector, &["count", "--from", "2026-01-01T00:30:00Z"]);
         half.assert_failed(1, &["eventbucket: count the events", "2026-01-01T00:00:00.000Z"]);
     }

@@ -309,7 +309,7 @@ async fn counts_follow_the_log(store: Store) {
     count_all(&store, shop).await;
     assert_eq!(totals(&store, shop).await, [("a".into(), 2), ("b".into(), 1), ("old".into(), 1)]);
     let hours = CountsQuery { by: CountsBy::Hour, ..CountsQuery::default() };
-    let row = |name: &str, hour, count| CountRow { name: name.into(), hour: Some(at(hour)), count };
+    let row = |name: &str, hour, count| CountRow { name: name.into(), start: Some(at(hour)), count };
     let noon = NOON - NOON % HOUR;
     let all = [row("a", noon, 1), row("a", noon + HOUR, 1), row("b", noon, 1), row("old", -HOUR, 1)];
     assert_eq!(store.counts(shop, hours.clone()).await.unwrap(), all);

@@ -40,6 +40,7 @@ mod store_postgres_faults;
 mod store_postgres_tls;
 mod store_random;
 mod store_sqlite;
+mod store_users;
 mod torture;
 
 mod faults;

@@ -272,7 +272,10 @@ async fn rows_that_cannot_be_read_are_found_and_named_by_reads() {
         let (folder, store, shop) = filled().await;
         assert_eq!(folder.sql().execute(sql, []).unwrap(), 1);
         let found = audit(&store, None, |_, _| {}).await.unwrap();
-        assert_eq!(failed(&found, shop), ["rows_can_be_read"], "{sql}");
+        let mut expected = vec!["rows_can_be_read"];
+        // Nobody was a user of these events when they were counted.
+        expected.extend((word == "user").then_some("users_equal_recount"));
+        assert_eq!(failed(&found, shop), expected, "{sql}");
         let order = EventOrder::ByPosition { after: 10 };
         let told = store.events(shop, &EventFilter::default(), order, 20).await.unwrap_err().to_string();
         assert!(told.contains("position 17") && told.contains(word), "{sql}: {told}");

@@ -6,6 +6,8 @@ use eventbucket_collector::store::{DATABASE_FILE, NewProject, SqliteOptions, Sto
 use eventbucket_protocol::{BatchId, Code, Event, EventId, Properties, Timestamp};
 use tempfile::TempDir;
 
+use crate::store_postgres::Database;
+
 /// 2024-03-01T12:34:56.789Z.
 pub(crate) const NOON: i64 = 1_709_296_496_789;
 
@@ -39,6 +41,28 @@ impl Folder {
     /// A plain connection, to look at the file or to damage it.
     pub(crate) fn sql(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.file()).unwrap()
+    }
+}
+
+/// An empty store, and what keeps it there.
+pub(crate) enum Place {
+    Sqlite(Folder),
+    Postgres(Database),
+}
+
+impl Place {
+    pub(crate) async fn both() -> [(Self, Store); 2] {
+        let (folder, database) = (Folder::new(), Database::new().await);
+        let (sqlite, postgres) = (folder.open(), database.open().await);
+        [(Self::Sqlite(folder), sqlite), (Self::Postgres(database), postgres)]
+    }
+
+    /// Changes what is stored behind the store's back.
+    pub(crate) async fn change(&self, sql: &str) {
+        match self {
+            Self::Sqlite(folder) => folder.sql().execute_batch(sql).unwrap(),
+            Self::Postgres(database) => database.sql().await.batch_execute(sql).await.unwrap(),
+        }
     }
 }
 

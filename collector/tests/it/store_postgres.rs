@@ -42,7 +42,7 @@ impl Database {
     }
 
     /// Makes the newest segment look old enough for the next one.
-    async fn age_segment(&self) {
+    pub(crate) async fn age_segment(&self) {
         self.sql()
             .await
             .batch_execute("UPDATE segment SET opened_at = opened_at - '8 days'::interval")
@@ -276,7 +276,7 @@ async fn a_database_that_went_back_or_moved_has_another_epoch() {
     count_all(&store, shop).await;
     // What a restored snapshot looks like: all of it as it was before the last append.
     let admin = database.sql().await;
-    let back = "TRUNCATE event, event_id, ranges, rollup_counts, event_block, segment_project;
+    let back = "TRUNCATE event, event_id, ranges, rollup_counts, rollup_users, event_block, segment_project;
                 UPDATE head SET position = 0, segment = 0, received = 0, stored = 0;
                 UPDATE view_state SET applied_to = 0";
     admin.batch_execute(back).await.unwrap();

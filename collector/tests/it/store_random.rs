@@ -118,7 +118,7 @@ async fn agrees(store: &Store, project: ProjectId, model: &Model) {
     let query = CountsQuery { by: CountsBy::Hour, ..CountsQuery::default() };
     let rows = store.counts(project, query).await.unwrap();
     let counts: BTreeMap<(String, i64), u64> =
-        rows.into_iter().map(|row| ((row.name, row.hour.unwrap().ms()), row.count)).collect();
+        rows.into_iter().map(|row| ((row.name, row.start.unwrap().ms()), row.count)).collect();
     assert_eq!(counts, model.counts());
 }
 

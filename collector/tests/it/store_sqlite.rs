@@ -275,7 +275,7 @@ async fn an_event_without_a_time_is_counted_in_the_hour_of_its_arrival_whatever_
     count_all(&store, shop).await;
     let query = CountsQuery { by: CountsBy::Hour, ..CountsQuery::default() };
     let hours: Vec<_> =
-        store.counts(shop, query).await.unwrap().into_iter().map(|row| row.hour.unwrap()).collect();
+        store.counts(shop, query).await.unwrap().into_iter().map(|row| row.start.unwrap()).collect();
     assert_eq!(hours, [at(NOON - NOON % HOUR); 2], "both happened at noon by our clock");
     let undated = store.event(shop, EventId::from_text("u").uuid()).await.unwrap().unwrap();
     assert_eq!((undated.event.time, undated.skew_ms), (at(NOON), None));

@@ -36,7 +36,7 @@ impl Servers {
             view: self.store.view_state(project).await.map_err(said)?,
             hours: hours
                 .into_iter()
-                .map(|row| ((row.name, row.hour.map_or(0, Timestamp::ms)), row.count))
+                .map(|row| ((row.name, row.start.map_or(0, Timestamp::ms)), row.count))
                 .collect(),
             totals: totals.into_iter().map(|row| (row.name, row.count)).collect(),
             epoch_is_current: counters.as_ref().is_some_and(|live| live.epoch == self.store.epoch()),

@@ -4,27 +4,28 @@ use std::pin::pin;
 use futures_util::TryStreamExt;
 use tokio_postgres::types::ToSql;
 
-use super::counts::{COUNTS, HOUR};
+use super::counts::{COUNTS, TALLY, TALLY_GROUP, read_tally};
 use super::events::{COLUMNS, POSITION_MAX, read_event, read_ledger, small};
 use super::pool::Lease;
 use super::segments::spans;
-use super::{BLOCK_BITS, Postgres, int, project_id, project_number, soundness, uint};
+use super::{BLOCK_BITS, Postgres, int, project_id, project_number, soundness, uint, users};
 use crate::project::ProjectId;
-use crate::store::audit::RangeRow;
+use crate::store::audit::{RangeRow, users_example};
 use crate::store::batches::BatchPart;
 use crate::store::{AuditFigures, CountersToCheck, Error, ProjectFigures, RowFigures, StoredEvent};
 
 /// Positions walked between two reports of progress: about 100 ms.
 const SLICE: u64 = 50_000;
 
-/// What a walk adds up goes to a temporary table of the database: memory stays bounded on both sides however long the log
-/// is. The connection, and the table with it, is closed at the end.
+/// What a walk adds up goes to temporary tables of the database: memory stays bounded on both sides however long the log
+/// is. The connection, and the tables with it, is closed at the end.
 const TEMPORARY: &str = "
     SET statement_timeout = 0;
     SET idle_in_transaction_session_timeout = 0;
     CREATE TEMP TABLE audit_recount (
         name text COLLATE \"C\", hour_ms bigint, count bigint NOT NULL, PRIMARY KEY (name, hour_ms)
-    )";
+    );
+    CREATE TEMP TABLE audit_users (LIKE rollup_users INCLUDING STORAGE INCLUDING INDEXES)";
 
 impl Postgres {
     pub(in crate::store) async fn audit_figures(
@@ -83,7 +84,7 @@ async fn read_heads(
     projects: &mut BTreeMap<ProjectId, ProjectFigures>,
 ) -> Result<(), Error> {
     let select = "SELECT head.project, position, received, stored, duplicate, quarantined, rejected,
-                view_live.generation, applied_to, dropped
+                view_live.generation, applied_to, dropped, has_users
          FROM head
          LEFT JOIN view_live ON view_live.view = $1 AND view_live.project = head.project
          LEFT JOIN view_state ON view_state.view = $1 AND view_state.project = head.project
@@ -98,10 +99,12 @@ async fn read_heads(
         figures.live = number(7)? > 0 && row.try_get::<_, Option<i64>>(8)?.is_some();
         (figures.generation, figures.applied_to) = (number(7)?, number(8)?);
         figures.rows.dropped = number(9)?;
+        figures.has_users = row.try_get::<_, Option<bool>>(10)?.unwrap_or(false);
     }
     // A project's head is made with its first use; one without any has nothing to check.
     for figures in projects.values_mut().filter(|figures| !figures.head_known) {
         (figures.head_known, figures.live, figures.generation) = (true, true, 1);
+        figures.has_users = true;
     }
     Ok(())
 }
@@ -169,6 +172,7 @@ impl Walk<'_> {
         let sealed = "INSERT INTO audit_recount SELECT name, hour_ms, count FROM rollup_counts
              WHERE project = $1 AND generation = 0";
         self.lease.execute(sealed, &[&number]).await?;
+        self.begin_users().await?;
         let mut stops = BTreeSet::from([self.figures.applied_to, POSITION_MAX]);
         stops.extend(counters.map(|(applied_to, _)| *applied_to));
         let mut after = 0;
@@ -183,6 +187,7 @@ impl Walk<'_> {
             after = stop;
             if stop == self.figures.applied_to {
                 self.compare_rollup().await?;
+                self.compare_users().await?;
             }
             if let Some((applied_to, per_name)) = counters
                 && stop == *applied_to
@@ -229,13 +234,69 @@ impl Walk<'_> {
         );
         rows.hidden += uint(self.lease.query_one(&sql, &values).await?.try_get(0)?);
         self.look_for_identities(segment, window, &values).await?;
-        let sql = format!(
-            "INSERT INTO audit_recount AS known
-             SELECT name, {HOUR}, count(*) FROM event_{segment} AS event WHERE {window} GROUP BY 1, 2
-             ON CONFLICT (name, hour_ms) DO UPDATE SET count = known.count + excluded.count"
-        );
-        self.lease.execute(&sql, &values).await?;
+        self.recount(segment, window, &values, last).await?;
         Ok(count)
+    }
+
+    /// Counts the events of a slice, and their users as far as they are applied.
+    async fn recount(
+        &mut self,
+        segment: i32,
+        window: &str,
+        values: &[&(dyn ToSql + Sync)],
+        last: u64,
+    ) -> Result<(), Error> {
+        let sql = format!(
+            "WITH added AS MATERIALIZED (
+                 SELECT {TALLY} FROM event_{segment} AS event WHERE {window} GROUP BY {TALLY_GROUP}
+             ), upserted AS (
+                 INSERT INTO audit_recount AS known SELECT name, hour_ms, sum(count) FROM added GROUP BY name, hour_ms
+                 ON CONFLICT (name, hour_ms) DO UPDATE SET count = known.count + excluded.count
+             )
+             SELECT name, hour_ms, count, users FROM added"
+        );
+        let values = values.iter().copied();
+        let tally = read_tally(self.lease.query_raw(&sql, values).await?).await?;
+        if last <= self.figures.applied_to {
+            users::add(self.lease, "audit_users", self.project, self.figures.generation, tally).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins with the users of what was dropped, which are sealed in generation 0.
+    async fn begin_users(&mut self) -> Result<(), Error> {
+        self.lease.execute("DELETE FROM audit_users", &[]).await?;
+        let sealed = "INSERT INTO audit_users (project, generation, hours, start_ms, name, sketch)
+             SELECT project, $2, hours, start_ms, name, sketch FROM rollup_users WHERE project = $1 AND generation = 0";
+        let values: [&(dyn ToSql + Sync); 2] = [&project_number(self.project), &int(self.figures.generation)];
+        self.lease.execute(sealed, &values).await?;
+        Ok(())
+    }
+
+    /// Holds the sketches against those of what was counted so far: the same users give the same bytes.
+    async fn compare_users(&mut self) -> Result<(), Error> {
+        if !self.figures.has_users {
+            return Ok(());
+        }
+        let only = "WHERE project = $1 AND generation = $2";
+        let columns = "hours, start_ms, name, sketch";
+        let select = format!(
+            "SELECT name, hours, to_char(to_timestamp(start_ms / 1000) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:00Z')
+             FROM ((SELECT {columns} FROM rollup_users {only} EXCEPT SELECT {columns} FROM audit_users {only})
+                   UNION (SELECT {columns} FROM audit_users {only} EXCEPT SELECT {columns} FROM rollup_users {only})) AS cell
+             GROUP BY hours, start_ms, name ORDER BY hours, start_ms, name"
+        );
+        let values: [&(dyn ToSql + Sync); 2] = [&project_number(self.project), &int(self.figures.generation)];
+        let mut rows = pin!(self.lease.query_raw(&select, values).await?);
+        while let Some(row) = rows.try_next().await? {
+            self.figures.users_differences += 1;
+            if self.figures.users_example.is_none() {
+                let (hours, start): (i16, Option<&str>) = (row.try_get(1)?, row.try_get(2)?);
+                let start = start.unwrap_or_default();
+                self.figures.users_example = Some(users_example(row.try_get(0)?, hours.into(), start));
+            }
+        }
+        Ok(())
     }
 
     /// Follows each row's identity to the range that its position lies in.

@@ -1,10 +1,15 @@
 use std::collections::BTreeMap;
+use std::pin::pin;
 
 use eventbucket_protocol::Timestamp;
+use futures_util::TryStreamExt;
+use tokio_postgres::RowStream;
+use tokio_postgres::types::ToSql;
 
 use super::pool::Lease;
 use super::segments::spans;
-use super::{Postgres, int, project_id, project_number, uint};
+use super::{Postgres, int, project_id, project_number, uint, users};
+use crate::insight::Tally;
 use crate::project::ProjectId;
 use crate::store::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, Error, ViewProgress, ViewState};
 
@@ -17,9 +22,14 @@ pub(super) const STEP_POSITIONS: u64 = 50_000;
 /// Rows in one answer: 100,000 of 100 B are 10 MB.
 const COUNT_ROWS_MAX: usize = 100_000;
 
-/// The beginning of the hour of an event's corrected time, also before 1970.
-pub(super) const HOUR: &str =
-    "corrected_ms(time_ms, skew_ms) - ((corrected_ms(time_ms, skew_ms) % 3600000) + 3600000) % 3600000";
+/// What the events of a stretch add up to: name, beginning of the hour of the corrected time (also before 1970), count and
+/// users. In pieces of 4,096 positions, so that the users of one row take 8 MiB at most, whatever they call themselves.
+pub(super) const TALLY: &str = "
+    name,
+    corrected_ms(time_ms, skew_ms) - ((corrected_ms(time_ms, skew_ms) % 3600000) + 3600000) % 3600000 AS hour_ms,
+    count(*) AS count,
+    array_agg(user_id) FILTER (WHERE user_id IS NOT NULL) AS users";
+pub(super) const TALLY_GROUP: &str = "name, hour_ms, position >> 12";
 
 impl Postgres {
     pub(in crate::store) async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
@@ -74,7 +84,8 @@ impl Postgres {
     ) -> Result<Vec<CountRow>, Error> {
         let (hour, group) = match query.by {
             CountsBy::Total => ("NULL::int8", "name"),
-            CountsBy::Hour => ("hour_ms", "name, hour_ms"),
+            CountsBy::Day => ("hour_ms - (hour_ms % 86400000 + 86400000) % 86400000", "name, 2"),
+            CountsBy::Hour => ("hour_ms", "name, 2"),
         };
         let only = if query.name.is_some() { "name = $5" } else { "$5::text IS NULL" };
         let sql = format!(
@@ -95,8 +106,8 @@ impl Postgres {
             return Err(Error::TooManyRows { limit: COUNT_ROWS_MAX });
         }
         let read = |row: tokio_postgres::Row| {
-            let hour = row.try_get::<_, Option<i64>>(1)?.and_then(Timestamp::from_ms);
-            Ok(CountRow { name: row.try_get(0)?, hour, count: uint(row.try_get(2)?) })
+            let start = row.try_get::<_, Option<i64>>(1)?.and_then(Timestamp::from_ms);
+            Ok(CountRow { name: row.try_get(0)?, start, count: uint(row.try_get(2)?) })
         };
         rows.into_iter().map(read).collect()
     }
@@ -184,26 +195,38 @@ pub(super) async fn step(
     let through = through.min(span.last);
     let sql = format!(
         "WITH added AS MATERIALIZED (
-             SELECT name, {HOUR} AS hour_ms, count(*) AS count FROM event_{}
-             WHERE project = $1 AND position > $2 AND position <= $3 GROUP BY 1, 2
+             SELECT {TALLY} FROM event_{} AS event
+             WHERE project = $1 AND position > $2 AND position <= $3 GROUP BY {TALLY_GROUP}
          ), upserted AS (
              INSERT INTO rollup_counts AS known (project, generation, hour_ms, count, name)
-             SELECT $1, $4, hour_ms, count, name FROM added
+             SELECT $1, $4, hour_ms, sum(count), name FROM added GROUP BY name, hour_ms
              ON CONFLICT (project, generation, name, hour_ms) DO UPDATE SET count = known.count + excluded.count
          )
-         SELECT name, sum(count)::int8 FROM added GROUP BY name ORDER BY name",
+         SELECT name, hour_ms, count, users FROM added",
         span.segment
     );
     let add = lease.prepared(&sql).await?;
     let (number, generation_number) = (project_number(project), int(generation));
-    let rows = lease.query(&add, &[&number, &int(from), &int(through), &generation_number]).await?;
+    let values: [&(dyn ToSql + Sync); 4] = [&number, &int(from), &int(through), &generation_number];
+    let tally = read_tally(lease.query_raw(&add, values).await?).await?;
+    let per_name = tally.per_name();
+    users::add(lease, "rollup_users", project, generation, tally).await?;
     let update = lease
         .prepared(
             "UPDATE view_state SET applied_to = $4 WHERE view = $1 AND project = $2 AND generation = $3",
         )
         .await?;
     lease.execute(&update, &[&COUNTS, &number, &generation_number, &int(through)]).await?;
-    let read = |row: tokio_postgres::Row| Ok((row.try_get(0)?, uint(row.try_get(1)?)));
-    let per_name = rows.into_iter().map(read).collect::<Result<_, Error>>()?;
     Ok(Applied { generation, from, through, per_name })
+}
+
+/// Adds up rows of [`TALLY`], one at a time.
+pub(super) async fn read_tally(rows: RowStream) -> Result<Tally, Error> {
+    let (mut tally, mut rows) = (Tally::default(), pin!(rows));
+    while let Some(row) = rows.try_next().await? {
+        let users: Option<Vec<&str>> = row.try_get(3)?;
+        let users = users.into_iter().flatten().map(str::as_bytes);
+        tally.add(row.try_get(0)?, row.try_get(1)?, uint(row.try_get(2)?), users);
+    }
+    Ok(tally)
 }

@@ -22,7 +22,10 @@ impl Part {
     /// Every migration there ever was, in order; version N is the Nth.
     fn migrations(self) -> &'static [&'static str] {
         match self {
-            Self::Log => &[include_str!("../../../migrations/postgres/0001_log.sql")],
+            Self::Log => &[
+                include_str!("../../../migrations/postgres/0001_log.sql"),
+                include_str!("../../../migrations/postgres/0002_users.sql"),
+            ],
             Self::Accounts => &[include_str!("../../../migrations/postgres/0001_accounts.sql")],
         }
     }

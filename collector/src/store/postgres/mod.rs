@@ -45,6 +45,9 @@ mod soundness;
 /// Encrypted connections.
 mod tls;
 
+/// How many different users the view "counts" has seen.
+mod users;
+
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -161,7 +164,7 @@ const ENSURE: &str = "
         INSERT INTO head (project) SELECT project FROM unnest($1::int4[]) AS wanted (project) ORDER BY project
         ON CONFLICT DO NOTHING RETURNING project
     ), state AS (
-        INSERT INTO view_state (view, project, generation, applied_to) SELECT $2, project, 1, 0 FROM made
+        INSERT INTO view_state (view, project, generation, applied_to, has_users) SELECT $2, project, 1, 0, true FROM made
         ON CONFLICT DO NOTHING
     )
     INSERT INTO view_live (view, project, generation) SELECT $2, project, 1 FROM made ON CONFLICT DO NOTHING";

@@ -7,6 +7,9 @@ use crate::store::{Error, ViewState};
 /// Rows of an old generation removed in one transaction: about 50 ms.
 const SWEEP_ROWS: i64 = 10_000;
 
+/// Sketches of an old generation removed in one transaction, at most 3 KiB each.
+const SWEEP_SKETCHES: i64 = 2_000;
+
 /// How far a rebuild has come.
 struct Rebuilt {
     applied_to: u64,
@@ -54,15 +57,20 @@ async fn begin(lease: &mut Lease, project: ProjectId) -> Result<u64, Error> {
     }
     let generation = live.generation + 1;
     // Nobody has made this generation yet; rows of it could only be left over from what somebody removed by hand.
-    let clear = "DELETE FROM rollup_counts WHERE project = $1 AND generation >= $2";
-    lease.execute(clear, &[&number, &int(generation)]).await?;
+    for rollup in ["rollup_counts", "rollup_users"] {
+        let clear = format!("DELETE FROM {rollup} WHERE project = $1 AND generation >= $2");
+        lease.execute(&clear, &[&number, &int(generation)]).await?;
+    }
     // What was dropped from the log is in generation 0.
     let sealed = "INSERT INTO rollup_counts (project, generation, hour_ms, count, name)
          SELECT project, $2, hour_ms, count, name FROM rollup_counts WHERE project = $1 AND generation = 0";
     lease.execute(sealed, &[&number, &int(generation)]).await?;
-    let state = "INSERT INTO view_state (view, project, generation, applied_to)
-         VALUES ($1, $2, $3, coalesce((SELECT applied_to FROM view_state
-                                       WHERE view = $1 AND project = $2 AND generation = 0), 0))";
+    let sealed = "INSERT INTO rollup_users (project, generation, hours, start_ms, name, sketch)
+         SELECT project, $2, hours, start_ms, name, sketch FROM rollup_users WHERE project = $1 AND generation = 0";
+    lease.execute(sealed, &[&number, &int(generation)]).await?;
+    let state = "INSERT INTO view_state (view, project, generation, applied_to, has_users)
+         SELECT $1::text, $2::int4, $3::int8, coalesce(max(applied_to), 0), coalesce(bool_and(has_users), true)
+         FROM view_state WHERE view = $1 AND project = $2 AND generation = 0";
     lease.execute(state, &[&COUNTS, &number, &int(generation)]).await?;
     Ok(generation)
 }
@@ -74,9 +82,11 @@ async fn mend(lease: &mut Lease, project: ProjectId) -> Result<ViewState, Error>
     let row = lease.query_one(select, &[&COUNTS, &number]).await?;
     let highest: Option<i64> = row.try_get(0)?;
     if highest.is_none() {
-        let clear = "DELETE FROM rollup_counts WHERE project = $1 AND generation > 0";
-        lease.execute(clear, &[&number]).await?;
-        let state = "INSERT INTO view_state (view, project, generation, applied_to) VALUES ($1, $2, 1, 0)";
+        for rollup in ["rollup_counts", "rollup_users"] {
+            let clear = format!("DELETE FROM {rollup} WHERE project = $1 AND generation > 0");
+            lease.execute(&clear, &[&number]).await?;
+        }
+        let state = "INSERT INTO view_state (view, project, generation, applied_to, has_users) VALUES ($1, $2, 1, 0, true)";
         lease.execute(state, &[&COUNTS, &number]).await?;
     }
     let live = "INSERT INTO view_live (view, project, generation) VALUES ($1, $2, $3)
@@ -115,7 +125,13 @@ async fn sweep(lease: &mut Lease, project: ProjectId) -> Result<bool, Error> {
              SELECT project, generation, name, hour_ms FROM rollup_counts
              WHERE project = $1 AND generation > 0 AND generation < $2 LIMIT $3)";
     let sweep = lease.prepared(sweep).await?;
-    if lease.execute(&sweep, &[&number, &generation, &SWEEP_ROWS]).await? > 0 {
+    let rows = lease.execute(&sweep, &[&number, &generation, &SWEEP_ROWS]).await?;
+    let sweep = "DELETE FROM rollup_users
+         WHERE (project, generation, hours, start_ms, name) IN (
+             SELECT project, generation, hours, start_ms, name FROM rollup_users
+             WHERE project = $1 AND generation > 0 AND generation < $2 LIMIT $3)";
+    let sweep = lease.prepared(sweep).await?;
+    if rows + lease.execute(&sweep, &[&number, &generation, &SWEEP_SKETCHES]).await? > 0 {
         return Ok(true);
     }
     let forget =

@@ -139,8 +139,8 @@ async fn behind(lease: &mut Lease, project: ProjectId, last: u64) -> Result<Vec<
 async fn seal_step(lease: &mut Lease, project: ProjectId, last: u64) -> Result<bool, Error> {
     lease.begin().await?;
     lock_live(lease, project).await?;
-    let seal = "INSERT INTO view_state (view, project, generation, applied_to) VALUES ($1, $2, 0, 0)
-         ON CONFLICT DO NOTHING";
+    let seal = "INSERT INTO view_state (view, project, generation, applied_to, has_users)
+         VALUES ($1, $2, 0, 0, true) ON CONFLICT DO NOTHING";
     lease.execute(seal, &[&COUNTS, &project_number(project)]).await?;
     let behind = behind(lease, project, last).await?;
     if let Some(state) = behind.first() {

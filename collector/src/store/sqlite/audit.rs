@@ -4,11 +4,11 @@ use std::sync::Arc;
 use rusqlite::{Connection, named_params};
 
 use super::append::BLOCK_BITS;
-use super::counts::{COUNTS, hour_sql};
+use super::counts::{self, COUNTS, hour_sql};
 use super::events::{COLUMNS, CORRECTED_MS, read_event};
-use super::{POSITION_BITS, Sqlite, int, key, open, position, soundness, uint};
+use super::{POSITION_BITS, Sqlite, int, key, open, position, soundness, uint, users};
 use crate::project::ProjectId;
-use crate::store::audit::RangeRow;
+use crate::store::audit::{RangeRow, users_example};
 use crate::store::batches::BatchPart;
 use crate::store::{AuditFigures, CountersToCheck, Error, Ledger, ProjectFigures, RowFigures};
 
@@ -24,6 +24,8 @@ const TEMPORARY: &str = "
     PRAGMA temp_store = FILE;
     CREATE TEMP TABLE seen (id BLOB PRIMARY KEY) WITHOUT ROWID;
     CREATE TEMP TABLE recount (name TEXT, hour_ms INTEGER, count INTEGER, PRIMARY KEY (name, hour_ms)) WITHOUT ROWID;
+    CREATE TEMP TABLE recount_users (project INTEGER, generation INTEGER, hours INTEGER, start_ms INTEGER, name TEXT,
+                                     sketch BLOB, PRIMARY KEY (project, generation, hours, start_ms, name));
     PRAGMA temp.cache_size = -16384;
 ";
 
@@ -81,7 +83,7 @@ fn figures(
 fn known_projects(snapshot: &Connection) -> Result<BTreeMap<ProjectId, ProjectFigures>, Error> {
     let mut select = snapshot.prepare(
         "SELECT project.id, name, head.position, received, stored, duplicate, quarantined, rejected,
-                view_live.generation, applied_to
+                view_live.generation, applied_to, has_users
          FROM project
          LEFT JOIN head ON head.project = project.id
          LEFT JOIN view_live ON view_live.view = ?1 AND view_live.project = project.id
@@ -105,6 +107,7 @@ fn known_projects(snapshot: &Connection) -> Result<BTreeMap<ProjectId, ProjectFi
             live: number(8)? > 0 && row.get::<_, Option<i64>>(9)?.is_some(),
             generation: number(8)?,
             applied_to: number(9)?,
+            has_users: number(10)? > 0,
             ..ProjectFigures::default()
         };
         Ok((ProjectId(row.get(0)?), figures))
@@ -174,18 +177,20 @@ fn walk(
     counters: Option<&(u64, BTreeMap<String, u64>)>,
     report: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
-    snapshot.execute_batch("DELETE FROM temp.seen; DELETE FROM temp.recount")?;
+    snapshot
+        .execute_batch("DELETE FROM temp.seen; DELETE FROM temp.recount; DELETE FROM temp.recount_users")?;
     let end = (1 << POSITION_BITS) - 1;
     let mut stops = BTreeSet::from([figures.applied_to.min(end), end]);
     stops.extend(counters.map(|(applied_to, _)| (*applied_to).min(end)));
     let mut after = key(project, 0) - 1;
     for stop in stops {
         while let Some(last) = next_slice(snapshot, after, key(project, stop))? {
-            report(walk_slice(snapshot, project, &mut figures.rows, after, last)?);
+            report(walk_slice(snapshot, project, figures, after, last)?);
             after = last;
         }
         if stop == figures.applied_to {
             compare_rollup(snapshot, project, figures)?;
+            compare_users(snapshot, project, figures)?;
         }
         if let Some((applied_to, per_name)) = counters
             && stop == *applied_to
@@ -207,10 +212,11 @@ fn next_slice(snapshot: &Connection, after: i64, stop: i64) -> Result<Option<i64
 fn walk_slice(
     snapshot: &Connection,
     project: ProjectId,
-    rows: &mut RowFigures,
+    figures: &mut ProjectFigures,
     after: i64,
     last: i64,
 ) -> Result<u64, Error> {
+    let rows = &mut figures.rows;
     let mut select = snapshot.prepare_cached(
         "SELECT count(*), min(key), max(key), sum(project <> ?3) FROM event NOT INDEXED WHERE key > ?1 AND key <= ?2",
     )?;
@@ -237,6 +243,10 @@ fn walk_slice(
         hour_sql()
     ))?;
     recount.execute([after, last])?;
+    if position(last) <= figures.applied_to {
+        let tally = counts::tally(snapshot, after, last)?;
+        users::add(snapshot, "temp.recount_users", project, figures.generation, tally)?;
+    }
     Ok(uint(count))
 }
 
@@ -288,6 +298,36 @@ fn compare_rollup(
             let hour = hour.unwrap_or_default();
             let example = format!("{name:?} in the hour {hour}: the view counts {rollup}, the log {log}");
             figures.rollup_example = Some(example);
+        }
+    }
+    Ok(())
+}
+
+/// Holds the sketches against those of what was counted so far: the same users give the same bytes.
+fn compare_users(
+    snapshot: &Connection,
+    project: ProjectId,
+    figures: &mut ProjectFigures,
+) -> Result<(), Error> {
+    if !figures.has_users {
+        return Ok(());
+    }
+    let columns = "project, generation, hours, start_ms, name, sketch";
+    let only = "WHERE project = :project AND generation = :generation";
+    let mut select = snapshot.prepare(&format!(
+        "SELECT name, hours, strftime('%Y-%m-%dT%H:00Z', start_ms / 1000, 'unixepoch') FROM (
+             SELECT * FROM (SELECT {columns} FROM rollup_users {only} EXCEPT SELECT {columns} FROM temp.recount_users)
+             UNION
+             SELECT * FROM (SELECT {columns} FROM temp.recount_users EXCEPT SELECT {columns} FROM rollup_users {only}))
+         GROUP BY hours, start_ms, name"
+    ))?;
+    let parameters = named_params! { ":project": project.0, ":generation": int(figures.generation) };
+    let mut rows = select.query(parameters)?;
+    while let Some(row) = rows.next()? {
+        figures.users_differences += 1;
+        if figures.users_example.is_none() {
+            let start = row.get::<_, Option<String>>(2)?.unwrap_or_default();
+            figures.users_example = Some(users_example(&row.get::<_, String>(0)?, row.get(1)?, &start));
         }
     }
     Ok(())

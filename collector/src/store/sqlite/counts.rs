@@ -7,7 +7,8 @@ use super::append::Head;
 use super::events::CORRECTED_MS;
 use super::job::{Job, Turn};
 use super::projects::require_project;
-use super::{Sqlite, int, key, uint};
+use super::{Sqlite, int, key, uint, users};
+use crate::insight::Tally;
 use crate::project::ProjectId;
 use crate::store::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, Error, ViewProgress, ViewState};
 
@@ -19,6 +20,9 @@ const STEP_POSITIONS: u64 = 50_000;
 
 /// Rows of an old generation removed in one transaction: about 50 ms.
 const SWEEP_ROWS: u32 = 10_000;
+
+/// Sketches of an old generation removed in one transaction, at most 3 KiB each.
+const SWEEP_SKETCHES: u32 = 2_000;
 
 /// Rows in one answer: 100,000 of 100 B are 10 MB.
 const COUNT_ROWS_MAX: usize = 100_000;
@@ -128,32 +132,44 @@ pub(super) fn step(
     if through <= from {
         return Ok(Applied { generation, from, through: from, per_name: Vec::new() });
     }
-    let mut select = connection.prepare_cached(&format!(
-        "SELECT name, {}, count(*) FROM event NOT INDEXED WHERE key > ?1 AND key <= ?2 GROUP BY 1, 2",
-        hour_sql()
-    ))?;
+    let tally = tally(connection, key(project, from), key(project, through))?;
     let mut upsert = connection.prepare_cached(
         "INSERT INTO rollup_counts (project, generation, name, hour_ms, count) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT DO UPDATE SET count = count + excluded.count",
     )?;
-    let mut per_name: BTreeMap<String, u64> = BTreeMap::new();
-    let mut rows = select.query([key(project, from), key(project, through)])?;
-    while let Some(row) = rows.next()? {
-        let (name, hour_ms, count): (String, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        upsert.execute(params![project.0, int(generation), name, hour_ms, count])?;
-        *per_name.entry(name).or_default() += uint(count);
+    for (name, hour_ms, count) in tally.counts() {
+        upsert.execute(params![project.0, int(generation), name, hour_ms, int(count)])?;
     }
+    let per_name = tally.per_name();
+    users::add(connection, "rollup_users", project, generation, tally)?;
     let mut update = connection.prepare_cached(
         "UPDATE view_state SET applied_to = ?4 WHERE view = ?1 AND project = ?2 AND generation = ?3",
     )?;
     update.execute(params![COUNTS, project.0, int(generation), int(through)])?;
-    Ok(Applied { generation, from, through, per_name: per_name.into_iter().collect() })
+    Ok(Applied { generation, from, through, per_name })
+}
+
+/// Counts the rows behind a key, up to another, from the table itself.
+pub(super) fn tally(connection: &Connection, after: i64, last: i64) -> Result<Tally, Error> {
+    let mut select = connection.prepare_cached(&format!(
+        "SELECT name, {}, user FROM event NOT INDEXED WHERE key > ?1 AND key <= ?2",
+        hour_sql()
+    ))?;
+    let mut tally = Tally::default();
+    let mut rows = select.query([after, last])?;
+    while let Some(row) = rows.next()? {
+        let name = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+        let user = row.get_ref(2)?.as_bytes_or_null().map_err(rusqlite::Error::from)?;
+        tally.add(name, row.get(1)?, 1, user);
+    }
+    Ok(tally)
 }
 
 fn counts(connection: &Connection, project: ProjectId, query: &CountsQuery) -> Result<Vec<CountRow>, Error> {
     let (hour, group) = match query.by {
         CountsBy::Total => ("NULL", "name"),
-        CountsBy::Hour => ("hour_ms", "name, hour_ms"),
+        CountsBy::Day => ("hour_ms - (hour_ms % 86400000 + 86400000) % 86400000", "name, 2"),
+        CountsBy::Hour => ("hour_ms", "name, 2"),
     };
     // A row value in the condition would hide the primary key from the planner.
     let only = if query.name.is_some() { "name = :name" } else { ":name IS NULL" };
@@ -176,8 +192,8 @@ fn counts(connection: &Connection, project: ProjectId, query: &CountsQuery) -> R
         if counts.len() == COUNT_ROWS_MAX {
             return Err(Error::TooManyRows { limit: COUNT_ROWS_MAX });
         }
-        let hour = row.get::<_, Option<i64>>(1)?.and_then(Timestamp::from_ms);
-        counts.push(CountRow { name: row.get(0)?, hour, count: row.get(2).map(uint)? });
+        let start = row.get::<_, Option<i64>>(1)?.and_then(Timestamp::from_ms);
+        counts.push(CountRow { name: row.get(0)?, start, count: row.get(2).map(uint)? });
     }
     Ok(counts)
 }
@@ -227,12 +243,14 @@ pub(super) fn begin_rebuild(connection: &Connection, project: ProjectId) -> Resu
     }
     let generation = live.generation + 1;
     // Nobody has made this generation yet; rows of it could only be left over from what somebody removed by hand.
+    for rollup in ["rollup_counts", "rollup_users"] {
+        connection.execute(
+            &format!("DELETE FROM {rollup} WHERE project = ?1 AND generation >= ?2"),
+            params![project.0, int(generation)],
+        )?;
+    }
     connection.execute(
-        "DELETE FROM rollup_counts WHERE project = ?1 AND generation >= ?2",
-        params![project.0, int(generation)],
-    )?;
-    connection.execute(
-        "INSERT INTO view_state (view, project, generation, applied_to) VALUES (?1, ?2, ?3, 0)",
+        "INSERT INTO view_state (view, project, generation, applied_to, has_users) VALUES (?1, ?2, ?3, 0, 1)",
         params![COUNTS, project.0, int(generation)],
     )?;
     Ok(generation)
@@ -247,8 +265,9 @@ fn mend(connection: &Connection, project: ProjectId) -> Result<ViewState, Error>
     )?;
     if highest.is_none() {
         connection
-            .execute("INSERT INTO view_state VALUES (?1, ?2, 1, 0)", params![COUNTS, project.0])
-            .and_then(|_| connection.execute("DELETE FROM rollup_counts WHERE project = ?1", [project.0]))?;
+            .execute("INSERT INTO view_state VALUES (?1, ?2, 1, 0, 1)", params![COUNTS, project.0])
+            .and_then(|_| connection.execute("DELETE FROM rollup_counts WHERE project = ?1", [project.0]))
+            .and_then(|_| connection.execute("DELETE FROM rollup_users WHERE project = ?1", [project.0]))?;
     }
     connection.execute(
         "INSERT OR REPLACE INTO view_live VALUES (?1, ?2, ?3)",
@@ -295,7 +314,12 @@ pub(super) fn sweep(connection: &Connection, project: ProjectId) -> Result<bool,
              WHERE project = ?1 AND generation < ?2 LIMIT ?3)",
         params![project.0, live, SWEEP_ROWS],
     )?;
-    if removed > 0 {
+    let sketches = connection.execute(
+        "DELETE FROM rollup_users WHERE rowid IN (
+             SELECT rowid FROM rollup_users WHERE project = ?1 AND generation < ?2 LIMIT ?3)",
+        params![project.0, live, SWEEP_SKETCHES],
+    )?;
+    if removed + sketches > 0 {
         return Ok(true);
     }
     connection.execute(

@@ -37,6 +37,9 @@ pub(super) mod scratch;
 /// What an audit asks of the file itself.
 mod soundness;
 
+/// How many different users the view "counts" has seen.
+mod users;
+
 /// The thread that owns the write connection.
 mod writer;
 

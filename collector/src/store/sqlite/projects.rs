@@ -116,7 +116,7 @@ pub(super) fn insert_project(
         return Err(Error::TooManyProjects);
     }
     connection.execute("INSERT INTO head VALUES (?1, 0, 0, 0, 0, 0, 0)", [id])?;
-    connection.execute("INSERT INTO view_state VALUES (?1, ?2, 1, 0)", params![COUNTS, id])?;
+    connection.execute("INSERT INTO view_state VALUES (?1, ?2, 1, 0, 1)", params![COUNTS, id])?;
     connection.execute("INSERT INTO view_live VALUES (?1, ?2, 1)", params![COUNTS, id])?;
     Ok(ProjectId(id))
 }

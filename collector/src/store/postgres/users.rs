@@ -1,0 +1,144 @@
+use std::collections::HashMap;
+use std::pin::pin;
+
+use futures_util::TryStreamExt;
+use tokio_postgres::types::ToSql;
+
+use super::counts::COUNTS;
+use super::pool::Lease;
+use super::{Postgres, int, project_number};
+use crate::insight::{Cell, Sketch, Tally};
+use crate::project::ProjectId;
+use crate::store::views::{UserMerge, piece_bounds, read_sketch};
+use crate::store::{CountsQuery, Error, UserCounts};
+
+/// Cells read and written by one statement: at most 3 MiB of sketches each way.
+const CELLS_AT_ONCE: usize = 1_000;
+
+impl Postgres {
+    pub(in crate::store) async fn users(
+        &self,
+        project: ProjectId,
+        query: &CountsQuery,
+    ) -> Result<Option<UserCounts>, Error> {
+        self.ensure(&[project]).await?;
+        let mut lease = self.0.log.lease().await?;
+        // The generation and its sketches have to come from one snapshot.
+        lease.begin_as("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let users = read(&mut lease, project, query).await?;
+        lease.commit().await?;
+        Ok(users)
+    }
+}
+
+async fn read(
+    lease: &mut Lease,
+    project: ProjectId,
+    query: &CountsQuery,
+) -> Result<Option<UserCounts>, Error> {
+    let live = lease
+        .prepared(
+            "SELECT generation FROM view_live JOIN view_state USING (view, project, generation)
+             WHERE view = $1 AND project = $2 AND has_users",
+        )
+        .await?;
+    let number = project_number(project);
+    let Some(live) = lease.query_opt(&live, &[&COUNTS, &number]).await? else { return Ok(None) };
+    let generation: i64 = live.try_get(0)?;
+    let only = if query.name.is_some() { "name = $6" } else { "$6::text IS NULL" };
+    let sql = format!(
+        "SELECT name, start_ms, sketch
+         FROM unnest($3::int2[], $4::int8[], $5::int8[]) AS piece (hours, low, high)
+         JOIN rollup_users AS cell ON cell.hours = piece.hours AND start_ms >= low AND start_ms < high
+         WHERE project = $1 AND generation = $2 AND {only}
+         ORDER BY name, start_ms"
+    );
+    let select = lease.prepared(&sql).await?;
+    let (hours, low, high) = piece_bounds(query);
+    let (hours, low, high) = (&hours[..], &low[..], &high[..]);
+    let values: [&(dyn ToSql + Sync); 6] = [&number, &generation, &hours, &low, &high, &query.name];
+    let mut rows = pin!(lease.query_raw(&select, values).await?);
+    let mut merge = UserMerge::new(query.by);
+    while let Some(row) = rows.try_next().await? {
+        merge.add(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)?;
+    }
+    Ok(Some(merge.finish()))
+}
+
+/// Merges the users of a tally into the sketches of a table: cells that don't change are not written. Whoever calls holds
+/// what keeps others from these cells.
+pub(super) async fn add(
+    lease: &mut Lease,
+    table: &'static str,
+    project: ProjectId,
+    generation: u64,
+    tally: Tally,
+) -> Result<(), Error> {
+    let mut cells = tally.users().into_iter().peekable();
+    while cells.peek().is_some() {
+        add_some(lease, table, project, generation, cells.by_ref().take(CELLS_AT_ONCE).collect()).await?;
+    }
+    Ok(())
+}
+
+async fn add_some(
+    lease: &mut Lease,
+    table: &'static str,
+    project: ProjectId,
+    generation: u64,
+    mut cells: Vec<(Cell, Sketch)>,
+) -> Result<(), Error> {
+    let (number, generation) = (project_number(project), int(generation));
+    let select = lease
+        .prepared(&format!(
+            "SELECT hours, start_ms, name, sketch
+             FROM unnest($3::int2[], $4::int8[], $5::text[]) AS wanted (hours, start_ms, name)
+             JOIN {table} USING (hours, start_ms, name) WHERE project = $1 AND generation = $2"
+        ))
+        .await?;
+    let (hours, starts, names) = columns(&cells);
+    let rows = lease.query(&select, &[&number, &generation, &hours, &starts, &names]).await?;
+    let mut known: HashMap<(i16, i64, &str), &[u8]> = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        known.insert((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?), row.try_get(3)?);
+    }
+    let mut outcome = Ok(());
+    cells.retain_mut(|(cell, users)| {
+        let Some(bytes) = known.get(&(cell.grain.hours(), cell.start_ms, cell.name.as_str())) else {
+            return true;
+        };
+        match read_sketch(bytes, &cell.name) {
+            Ok(mut known) => {
+                let changes = known.merge(users);
+                *users = known;
+                changes
+            }
+            Err(error) => {
+                outcome = Err(error);
+                false
+            }
+        }
+    });
+    outcome?;
+    if cells.is_empty() {
+        return Ok(());
+    }
+    let upsert = lease
+        .prepared(&format!(
+            "INSERT INTO {table} (project, generation, hours, start_ms, name, sketch)
+             SELECT $1, $2, hours, start_ms, name, sketch
+             FROM unnest($3::int2[], $4::int8[], $5::text[], $6::bytea[]) AS added (hours, start_ms, name, sketch)
+             ON CONFLICT (project, generation, hours, start_ms, name) DO UPDATE SET sketch = excluded.sketch"
+        ))
+        .await?;
+    let (hours, starts, names) = columns(&cells);
+    let sketches: Vec<Vec<u8>> = cells.iter().map(|(_, users)| users.to_bytes()).collect();
+    lease.execute(&upsert, &[&number, &generation, &hours, &starts, &names, &sketches]).await?;
+    Ok(())
+}
+
+fn columns(cells: &[(Cell, Sketch)]) -> (Vec<i16>, Vec<i64>, Vec<&str>) {
+    let hours = cells.iter().map(|(cell, _)| cell.grain.hours()).collect();
+    let starts = cells.iter().map(|(cell, _)| cell.start_ms).collect();
+    (hours, starts, cells.iter().map(|(cell, _)| cell.name.as_str()).collect())
+}
