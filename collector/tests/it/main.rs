@@ -31,6 +31,7 @@ mod rolling;
 mod serve_limits;
 mod serve_start;
 mod serve_stop;
+mod store_announcements;
 mod store_audit;
 mod store_fixture;
 mod store_flow;

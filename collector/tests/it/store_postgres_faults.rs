@@ -11,6 +11,7 @@ use eventbucket_collector::store::{PostgresOptions, Store};
 use eventbucket_protocol::{Event, Verdict};
 use eventbucket_servers::Postgres;
 
+use crate::store_announcements::counters_follow_a_log_that_went_back;
 use crate::store_fixture::{batch, count_all, count_all_projects, events, eventually, project};
 
 async fn open(server: &Postgres) -> Store {
@@ -60,6 +61,28 @@ async fn a_server_that_is_killed_costs_no_event_and_stores_none_twice() {
 
 fn run(program: &str, option: Option<&str>, from: &Path, to: &Path) {
     assert!(Command::new(program).args(option).args([from, to]).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_and_live_counters_are_exact_after_an_older_snapshot_was_put_back() {
+    let mut server = Postgres::start().unwrap();
+    let store = open(&server).await;
+    let shop = project(&store, "shop").await.project.id;
+    store.append(vec![batch(shop, events("x", 50))]).await.unwrap();
+    count_all(&store, shop).await;
+    // More that the snapshot has and the counts of the snapshot have not.
+    store.append(vec![batch(shop, events("y", 7))]).await.unwrap();
+    server.kill().unwrap();
+    let (data, kept) = (server.data(), server.data().with_extension("kept"));
+    run("cp", Some("-a"), &data, &kept);
+    server.restart().unwrap();
+    counters_follow_a_log_that_went_back(&store, shop, || {
+        server.kill().unwrap();
+        std::fs::remove_dir_all(&data).unwrap();
+        run("mv", None, &kept, &data);
+        server.restart().unwrap();
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
