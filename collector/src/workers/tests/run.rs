@@ -21,6 +21,7 @@ use crate::bus::message::ValidBatch;
 use crate::cache::{Cache, CountersState, KeptCounters};
 use crate::project::ProjectId;
 use crate::store::{Kept, Scratch};
+use crate::workers::insight::Doubts;
 
 /// Moves of one seed: a few hundred make a handful of batches meet every kind of fault.
 const MOVES: (u64, u64) = (60, 360);
@@ -40,8 +41,9 @@ const LOOK_MS: u64 = 1_000;
 /// Moves after the last fault until all must be at rest: each batch takes about ten, and some are held for 5 s.
 const SETTLING_MAX: u32 = 20_000;
 
-/// Looks after that: the first finds what is behind, the second what the first had to begin anew, the third nothing.
-const LAST_LOOKS: u32 = 3;
+/// Looks after that: the first finds what is behind, the second what the first doubted, the third what that had to begin
+/// anew, and after it the same once more: by the sixth there is nothing.
+const LAST_LOOKS: u32 = 6;
 
 /// Kinds of faults beside calls that fail.
 const FAULTS: u64 = 13;
@@ -76,6 +78,8 @@ struct Worker {
     task: Option<Pin<Box<dyn Future<Output = ()>>>>,
     heard: Heard,
     look_at: u64,
+    /// What its last look doubted.
+    doubts: Rc<RefCell<Doubts>>,
     /// Stopped until then, whatever it is at.
     paused_until: u64,
 }
@@ -206,6 +210,7 @@ impl Simulation {
                 task: None,
                 heard: Heard::new(),
                 look_at: 0,
+                doubts: Rc::default(),
                 paused_until: 0,
             });
         }
@@ -497,6 +502,7 @@ impl Simulation {
         let now = self.now();
         let worker = &mut self.workers[place];
         worker.task = None;
+        worker.doubts = Rc::default();
         worker.way.stops = Rc::new(Stops::default());
         worker.way.learn_epoch();
         (worker.look_at, worker.paused_until) = (now, 0);

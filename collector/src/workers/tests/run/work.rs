@@ -38,7 +38,13 @@ impl Simulation {
                     self.start(place, async move { drop(insight::follow(&waiting, &way, &way).await) });
                 } else if self.workers[place].look_at <= now {
                     self.workers[place].look_at = now + LOOK_MS;
-                    self.start(place, async move { drop(insight::look_at_heads(&way, &way).await) });
+                    // They are lost with a task that is: a process that died doubts nothing.
+                    let doubts = Rc::clone(&self.workers[place].doubts);
+                    self.start(place, async move {
+                        let mut known = doubts.take();
+                        drop(insight::look_at_heads(&way, &way, &mut known).await);
+                        doubts.replace(known);
+                    });
                 }
             }
             Role::Rebuild => {}
