@@ -6,12 +6,11 @@ use serde_json::Value;
 
 use crate::harness::{Collector, http};
 
-/// `dropped` is how many the last process gave up by its own account; `reached` says for the first number of each process where those that it can have captured end.
+/// `reached` says for the first number of each process where those that it can have captured end.
 pub(super) async fn check(
     collector: &Collector,
     confirmed: &BTreeSet<u64>,
     attempted_by_last: u64,
-    dropped: u64,
     reached: &BTreeMap<u64, u64>,
 ) {
     let events = all_events(collector).await;
@@ -31,11 +30,7 @@ pub(super) async fn check(
     assert!(missing.is_empty(), "{} confirmed events are gone: {missing:?}", missing.len());
     let last = reached.last_key_value().map_or(0, |(first, _)| *first);
     let of_last = numbers.range(last..).count() as u64;
-    assert!(
-        of_last <= attempted_by_last,
-        "{of_last} stored of the {attempted_by_last} the last process captured"
-    );
-    assert!(of_last + dropped >= attempted_by_last, "the last process delivered everything it didn't drop");
+    assert_eq!(of_last, attempted_by_last, "the last process delivered everything");
     counts_agree(collector, &names).await;
     audit_holds(collector, events.len() as u64);
 }
