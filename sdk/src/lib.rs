@@ -127,6 +127,12 @@ pub use eventbucket_protocol::EventId;
 pub use ledger::{Delivered, Dropped, Ledger, Withheld};
 pub use props::Props;
 pub use report::{Report, Reporting};
+/// No part of the API: the collector beside this crate keeps messages in files of the same kind.
+#[cfg(feature = "spool")]
+#[doc(hidden)]
+pub mod message_spool {
+    pub use crate::spool::{Abandoned, Group, Message, MessageSpool, Trouble};
+}
 pub use testing::Sink;
 #[cfg(feature = "tracing")]
 pub use tracing_layer::TracingLayer;

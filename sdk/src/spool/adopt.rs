@@ -38,11 +38,7 @@ impl Spool {
         }
         let mut spool = match own {
             Some(spool) => spool,
-            None => {
-                let claim = folder.claim_new()?;
-                let connection = file::create(claim.file())?;
-                Self::over(connection, claim, folder, limits)?
-            }
+            None => Self::create(&folder, limits)?,
         };
         for claim in abandoned {
             spool.merge_in(claim, &mut adopted)?;
@@ -60,6 +56,31 @@ impl Spool {
             self.merge_in(claim, &mut adopted)?;
         }
         Ok(adopted)
+    }
+
+    /// Claims every abandoned file of a folder as a spool of its own, the oldest first.
+    ///
+    /// # Errors
+    /// When the folder can't be read, or no file in it can be locked.
+    pub(super) fn claim_each(
+        folder: &Folder,
+        limits: SpoolLimits,
+    ) -> Result<(Vec<Self>, Adopted), SpoolError> {
+        let (mut spools, mut adopted) = (Vec::new(), Adopted::default());
+        for claim in folder.claim_abandoned()? {
+            spools.extend(Self::adopt_as_own(folder, claim, limits, &mut adopted)?);
+        }
+        Ok((spools, adopted))
+    }
+
+    /// Makes a new file.
+    ///
+    /// # Errors
+    /// When it can't be made or locked.
+    pub(super) fn create(folder: &Folder, limits: SpoolLimits) -> Result<Self, SpoolError> {
+        let claim = folder.claim_new()?;
+        let connection = file::create(claim.file())?;
+        Self::over(connection, claim, folder.clone(), limits)
     }
 
     fn adopt_as_own(

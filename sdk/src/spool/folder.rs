@@ -17,6 +17,8 @@ const NAME_ATTEMPTS_MAX: usize = 16;
 #[derive(Clone, Debug)]
 pub(super) struct Folder {
     path: PathBuf,
+    /// What the names of its files begin with: files of another kind in the same folder are nobody's here.
+    prefix: &'static str,
 }
 
 /// A file with its lock. Files are touched only through a claim.
@@ -55,6 +57,11 @@ impl Drop for Held {
 impl Folder {
     /// Makes the folder if it isn't there.
     pub(super) fn open(path: &Path) -> Result<Self, SpoolError> {
+        Self::open_for(path, PREFIX)
+    }
+
+    /// The same for files whose names begin with something else.
+    pub(super) fn open_for(path: &Path, prefix: &'static str) -> Result<Self, SpoolError> {
         let mut builder = DirBuilder::new();
         builder.recursive(true);
         #[cfg(unix)]
@@ -69,7 +76,7 @@ impl Folder {
         for parent in made.iter().filter_map(|folder| folder.parent()) {
             sync_entries(parent)?;
         }
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { path: path.to_owned(), prefix })
     }
 
     /// Claims every file nobody holds, oldest first.
@@ -78,7 +85,8 @@ impl Folder {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
-            if path.file_name().and_then(|name| name.to_str()).is_some_and(is_spool_name) {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| name.starts_with(self.prefix) && name.ends_with(SUFFIX)) {
                 files.push(path);
             }
         }
@@ -98,7 +106,7 @@ impl Folder {
             let mut random = [0; 10];
             fastrand::fill(&mut random);
             let name = EventId::v7(now_ms(), &random).uuid().hyphenated().to_string();
-            let file = self.path.join(format!("{PREFIX}{name}{SUFFIX}"));
+            let file = self.path.join(format!("{}{name}{SUFFIX}", self.prefix));
             match Claim::take(file, true) {
                 Ok(Some(claim)) => return Ok(claim),
                 Ok(None) => {}
@@ -195,10 +203,6 @@ fn sync_entries(folder: &Path) -> Result<(), SpoolError> {
     #[cfg(test)]
     tests::SYNCED.with_borrow_mut(|synced| synced.push(folder.to_owned()));
     Ok(())
-}
-
-fn is_spool_name(name: &str) -> bool {
-    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
 }
 
 fn now_ms() -> u64 {

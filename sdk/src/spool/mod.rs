@@ -57,6 +57,9 @@ mod folder;
 /// The batches of an abandoned file brought into the own one.
 mod merge;
 
+/// The same files for messages of the collector's.
+mod messages;
+
 /// Removals a full disk has put off.
 mod owed;
 
@@ -88,6 +91,7 @@ pub(crate) use self::adopt::Adopted;
 pub(crate) use self::error::{FullBy, SpoolError};
 use self::file::OwnConnection;
 use self::folder::{Claim, Folder};
+pub use self::messages::{Abandoned, Group, Message, MessageSpool, Trouble};
 use self::transaction::commit;
 use crate::encoded::EncodedEvent;
 
@@ -333,13 +337,11 @@ impl Spool {
     }
 
     /// Returns the bytes of all events with overhead, those of the open batch included.
-    #[cfg(test)]
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Returns the number of events, those of the open batch included.
-    #[cfg(test)]
     pub(crate) fn events(&self) -> u64 {
         self.events
     }
