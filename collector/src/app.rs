@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::bus::{self, Bus, DeadLetters, RabbitOptions};
+use crate::bus::{self, Bus, DeadLetters, RabbitOptions, SpoolOptions};
 use crate::cache::{self, Cache, Node, RedisOptions};
 use crate::config::{Config, EdgeConfig, LimitsConfig, Role, ServerUrl};
 use crate::edge::{self, Health, Tls, TlsError};
@@ -132,7 +132,7 @@ struct Foundation {
 }
 
 impl Foundation {
-    async fn lay(config: &Config) -> Result<Self, Error> {
+    async fn lay(config: &Config, spool: Option<SpoolOptions>) -> Result<Self, Error> {
         let (store, lock) = match &config.store.url {
             Some(url) => {
                 let accounts = config.store.accounts_url.as_ref().map(ServerUrl::secret);
@@ -144,7 +144,7 @@ impl Foundation {
             }
         };
         let bus = match broker(config) {
-            Some(options) => Bus::rabbitmq(options).await?,
+            Some(options) => Bus::rabbitmq(RabbitOptions { spool, ..options }).await?,
             None => Bus::in_process(bus::Limits::default()),
         };
         let cache = match &config.cache_url {
@@ -160,6 +160,12 @@ fn broker(config: &Config) -> Option<RabbitOptions> {
     options.shards = u16::try_from(config.bus.shards).unwrap_or(u16::MAX);
     options.writers = config.bus.writers;
     Some(options)
+}
+
+/// Only what takes batches in has any to keep.
+fn spool(config: &Config) -> Option<SpoolOptions> {
+    let spool = config.edge.spool.as_ref().filter(|_| config.roles.has(Role::Edge))?;
+    Some(SpoolOptions { folder: spool.folder.clone(), bytes_max: spool.bytes_max })
 }
 
 /// Takes hold of the messages that nobody could process; `None` for a configuration without a broker.
@@ -179,7 +185,7 @@ pub async fn dead_letters(config: &Config) -> Result<Option<DeadLetters>, bus::E
 /// # Errors
 /// When the folder, a server or the address can't be used.
 pub async fn start(config: &Config) -> Result<Running, Error> {
-    let foundation = Foundation::lay(config).await?;
+    let foundation = Foundation::lay(config, spool(config)).await?;
     let Foundation { store, bus, cache, .. } = &foundation;
     let tls = config.tls.as_ref().map(Tls::load).transpose()?;
     let health = health(config)?;
@@ -276,7 +282,7 @@ fn node(config: &Config, address: SocketAddr) -> Node {
 /// # Errors
 /// When a server can't be used.
 pub async fn servers(config: &Config) -> Result<(Store, Bus, Cache), Error> {
-    let Foundation { store, bus, cache, .. } = Foundation::lay(config).await?;
+    let Foundation { store, bus, cache, .. } = Foundation::lay(config, None).await?;
     Ok((store, bus, cache))
 }
 
@@ -377,6 +383,7 @@ impl Running {
         self.edge.finish(self.drain_timeout + EDGE_GRACE).await;
         bus.close();
         self.storage.finish(STORAGE_TIMEOUT).await;
+        bus.finish().await;
         // Insight ends when nobody can announce anything any more.
         drop(bus);
         if self.insight.finish(self.catch_up_timeout).await == Ended::Cancelled {

@@ -64,6 +64,17 @@ pub struct Published {
     pub verdicts: Vec<Verdict>,
 }
 
+/// Batches that were accepted and wait on an edge's own disk until the broker is back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spooled {
+    /// How many.
+    pub batches: u64,
+    /// What they take.
+    pub bytes: u64,
+    /// When the oldest of them was received.
+    pub oldest: Option<Timestamp>,
+}
+
 /// Consecutive positions that one batch got in a project's log: the unit of fan-out. A hint: the log is the proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredRange {

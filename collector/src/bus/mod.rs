@@ -12,18 +12,23 @@ mod rabbitmq;
 /// How what waits is written for other processes.
 mod wire;
 
+/// What waits on a disk while the broker is away.
+mod spool;
+
 /// How soon there is room again.
 mod rate;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
 
 pub use in_process::Limits;
-use message::{Published, StoredRange, ValidBatch};
+use message::{Published, Spooled, StoredRange, ValidBatch};
 pub use rabbitmq::{DeadLetter, DeadLetters, RabbitOptions};
 use rate::DrainRate;
+pub use spool::SpoolOptions;
 
 use crate::store;
 
@@ -58,6 +63,14 @@ pub enum Error {
         /// When it should be back.
         retry_after: Duration,
     },
+    /// The folder of the spool can't be used.
+    #[error("the spool folder {} can't be used: {reason}; see `edge.spool` in the configuration", .folder.display())]
+    Spool {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong with it.
+        reason: Arc<str>,
+    },
     /// Storage failed; nothing is known of the batch.
     #[error("the batch could not be stored: {0}")]
     Storage(#[source] store::Error),
@@ -69,7 +82,7 @@ impl Error {
     pub fn status(&self) -> u16 {
         match self {
             Self::Full { .. } => 429,
-            Self::Closed | Self::Unavailable { .. } => 503,
+            Self::Closed | Self::Unavailable { .. } | Self::Spool { .. } => 503,
             Self::Storage(error) => error.status(),
         }
     }
@@ -80,6 +93,7 @@ impl Error {
         match self {
             Self::Full { retry_after } | Self::Unavailable { retry_after, .. } => Some(*retry_after),
             Self::Closed => Some(Duration::from_secs(1)),
+            Self::Spool { .. } => None,
             Self::Storage(error) => error.retry(),
         }
     }
@@ -267,7 +281,8 @@ impl Bus {
         }
     }
 
-    /// Closes and waits until a broker knows which of the batches it gave out are stored, so that none of them comes again.
+    /// Closes and waits until a broker knows which of the batches it gave out are stored, so that none of them comes again, and
+    /// until the files of the spool are free for others.
     pub async fn finish(&self) {
         match &self.0 {
             Backend::InProcess(bus) => bus.close(),
@@ -281,6 +296,15 @@ impl Bus {
         match &self.0 {
             Backend::InProcess(bus) => bus.waiting(),
             Backend::RabbitMq(_) => 0,
+        }
+    }
+
+    /// How much waits on this process' own disk until the broker is back; `None` without a spool.
+    #[must_use]
+    pub fn spooled(&self) -> Option<Spooled> {
+        match &self.0 {
+            Backend::InProcess(_) => None,
+            Backend::RabbitMq(bus) => bus.spooled(),
         }
     }
 

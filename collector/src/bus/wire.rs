@@ -82,6 +82,11 @@ pub(super) fn encode_batch(batch: &ValidBatch) -> Vec<Vec<u8>> {
     ranges.map(|(events, part)| encode_part(batch, events, part, parts)).collect()
 }
 
+/// Writes a batch as one part, however large.
+pub(super) fn encode_whole(batch: &ValidBatch) -> Vec<u8> {
+    encode_part(batch, 0..batch.events.len(), 0, 1)
+}
+
 /// What an event takes beside its texts, at most: its id, its time, and the heads of ten values.
 const EVENT_OVERHEAD_BYTES: usize = 80;
 

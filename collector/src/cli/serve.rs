@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 
 use crate::app::{self, Running};
+use crate::bus;
 use crate::config::{self, Config, Flags};
 use crate::edge::Tls;
 use crate::shutdown::Signals;
@@ -110,6 +111,7 @@ fn starting(config: &Config, error: app::Error) -> Failure {
     let what = match &error {
         app::Error::Bind { address, .. } => format!("listen on {address}"),
         app::Error::Tls(_) => "offer TLS".to_owned(),
+        app::Error::Bus(bus::Error::Spool { .. }) => "open the spool".to_owned(),
         app::Error::Bus(_) => "use RabbitMQ".to_owned(),
         app::Error::Cache(_) => "use Redis".to_owned(),
         _ if config.store.url.is_some() => "use PostgreSQL".to_owned(),

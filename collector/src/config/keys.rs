@@ -182,6 +182,18 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         about: &[
+            "A folder in which batches wait while RabbitMQ is away, instead of being refused with 503. It has to outlive",
+            "restarts of the process and the machine: a disk or a volume. Edges of one machine may share it. Relative to",
+            "this file.",
+        ],
+        ..absent("edge.spool", "EVENTBUCKET_EDGE_SPOOL", "/var/lib/eventbucket/spool")
+    },
+    Key {
+        about: &["What may wait there for one process; more is refused with 503."],
+        ..text("edge.spool_max", "EVENTBUCKET_EDGE_SPOOL_MAX", "2GiB")
+    },
+    Key {
+        about: &[
             "Events a second that each project may send, over all edges; more are answered 429 with when to come",
             "again. 0 sets no limit.",
         ],

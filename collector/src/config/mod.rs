@@ -119,8 +119,19 @@ pub struct EdgeConfig {
     pub free_disk_min: u64,
     /// The address that others reach this process at.
     pub advertise: Option<ServerUrl>,
+    /// Where batches wait while the broker is away; they are refused without it.
+    pub spool: Option<SpoolConfig>,
     /// What each project may send.
     pub limits: LimitsConfig,
+}
+
+/// Where an edge keeps batches while the broker is away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpoolConfig {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Bytes that may wait in it for one process.
+    pub bytes_max: u64,
 }
 
 /// What each project may send; `None` sets no limit.

@@ -12,7 +12,9 @@ use super::keys::nearest;
 use super::roles::Roles;
 use super::server_url::ServerUrl;
 use super::settings::{Origin, Setting, Settings};
-use super::{BusConfig, EdgeConfig, LimitsConfig, LogConfig, LogFormat, StoreConfig, TlsConfig, units};
+use super::{
+    BusConfig, EdgeConfig, LimitsConfig, LogConfig, LogFormat, SpoolConfig, StoreConfig, TlsConfig, units,
+};
 
 /// The most that a count of connections or bodies can sensibly be: Linux' largest default for open files.
 const COUNT_MAX: usize = 1_048_576;
@@ -44,6 +46,7 @@ impl<'a> Reader<'a> {
             trusted_proxies: self.networks("edge.trusted_proxies"),
             free_disk_min: self.parsed("edge.free_disk_min", units::size).unwrap_or_default(),
             advertise: self.url("edge.advertise", &["http", "https"]),
+            spool: self.spool(),
             limits: LimitsConfig {
                 events_per_s: self.limit("limits.events_per_s"),
                 burst: self.limit("limits.burst"),
@@ -51,6 +54,18 @@ impl<'a> Reader<'a> {
                 events_per_month: self.limit("limits.events_per_month"),
             },
         }
+    }
+
+    /// Without a broker a batch is answered when it is stored, so nothing can wait for one.
+    fn spool(&mut self) -> Option<SpoolConfig> {
+        let bytes_max = self.parsed("edge.spool_max", units::size).unwrap_or_default();
+        let setting = self.settings.get("edge.spool")?;
+        if self.settings.get("bus.url").is_none() {
+            let message = "`edge.spool` is where batches wait while RabbitMQ is away, and there is no `bus.url`: set it, or \
+                           leave the spool out";
+            self.mistakes.push(Mistake::new(&setting.origin, message));
+        }
+        Some(SpoolConfig { folder: located(&setting), bytes_max })
     }
 
     /// A number of events; 0 sets no limit.

@@ -86,7 +86,10 @@ fn every_key_of_the_example_is_read_back_as_its_default() {
         .collect();
     assert_eq!(uncommented, keys::KEYS.len() - 2, "all but the two TLS files");
     let config = load(Some(&text), &[], Flags::default()).unwrap();
-    assert_eq!(EdgeConfig { advertise: None, drain_notice: None, ..config.edge }, EdgeConfig::default());
+    assert_eq!(
+        EdgeConfig { advertise: None, drain_notice: None, spool: None, ..config.edge },
+        EdgeConfig::default()
+    );
     assert_eq!(config.roles, Roles::default());
 }
 
@@ -242,6 +245,17 @@ fn servers_and_roles_are_read_and_passwords_never_shown() {
 fn accounts_of_their_own_need_a_log_on_postgres() {
     let told = mistakes("[store]\naccounts_url = \"postgres://db/accounts\"\n");
     assert!(told[0].contains("`store.accounts_url` needs `store.url`"), "{told:?}");
+}
+
+#[test]
+fn a_spool_needs_a_broker_to_wait_for() {
+    let told = mistakes("[edge]\nspool = \"waiting\"\n");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("line 2") && told[0].contains("there is no `bus.url`"), "{told:?}");
+    let file = "[bus]\nurl = \"amqp://mq\"\n[edge]\nspool = \"waiting\"\nspool_max = \"3MiB\"\n";
+    let spool = load(Some(file), &[], Flags::default()).unwrap().edge.spool.unwrap();
+    assert!(spool.folder.is_absolute() && spool.folder.ends_with("waiting"), "beside the file: {spool:?}");
+    assert_eq!(spool.bytes_max, 3 << 20);
 }
 
 #[test]

@@ -2,16 +2,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::extract;
 use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
+use eventbucket_protocol::Timestamp;
 use serde::Serialize;
 
 use super::problem::{Cause, Refusal};
 use super::{State, reply};
+use crate::bus::message::Spooled;
 use crate::config::Role;
 
 /// Room comes back when somebody frees some, not by waiting a second.
@@ -83,11 +85,35 @@ impl Health {
 #[derive(Serialize)]
 struct StatusDocument {
     status: &'static str,
+    /// What waits for the broker, on an edge with a spool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spool: Option<SpoolDocument>,
+}
+
+#[derive(Serialize)]
+struct SpoolDocument {
+    batches: u64,
+    bytes: u64,
+    /// How long the oldest has waited.
+    oldest_s: u64,
+}
+
+impl SpoolDocument {
+    fn new(spooled: Spooled) -> Self {
+        Self { batches: spooled.batches, bytes: spooled.bytes, oldest_s: age_s(spooled) }
+    }
+}
+
+/// How long the oldest batch has waited, in seconds; by the clock of the machine, which may have been set meanwhile.
+fn age_s(spooled: Spooled) -> u64 {
+    let now = Timestamp::from_system(SystemTime::now());
+    let waited_ms = spooled.oldest.map_or(0, |oldest| now.ms().saturating_sub(oldest.ms()));
+    u64::try_from(waited_ms).unwrap_or(0) / 1_000
 }
 
 /// `GET /healthz/live`: the process answers.
 pub(super) async fn live() -> Response {
-    reply::json(StatusCode::OK, &StatusDocument { status: "live" })
+    reply::json(StatusCode::OK, &StatusDocument { status: "live", spool: None })
 }
 
 /// `GET /healthz/ready`: a batch sent now would be stored.
@@ -105,7 +131,10 @@ pub(super) async fn ready(extract::State(edge): extract::State<State>) -> Respon
         edge.query.serving().map_err(|error| error.to_string())
     };
     match serving {
-        Ok(()) => reply::json(StatusCode::OK, &StatusDocument { status: "ready" }),
+        Ok(()) => {
+            let spool = edge.ingest.spooled().map(SpoolDocument::new);
+            reply::json(StatusCode::OK, &StatusDocument { status: "ready", spool })
+        }
         Err(reason) => Refusal::new(Cause::Unavailable, reason).into_response(),
     }
 }
@@ -125,6 +154,9 @@ pub(super) async fn version() -> Response {
 
 /// `GET /metrics`: Prometheus' text format.
 pub(super) async fn metrics(extract::State(edge): extract::State<State>) -> Result<Response, Refusal> {
+    if let Some(spooled) = edge.ingest.spooled() {
+        edge.metrics.spool(spooled.batches, spooled.bytes, age_s(spooled));
+    }
     let ledger = edge.query.ledger().await?;
     edge.metrics.ledger(
         ledger.received,

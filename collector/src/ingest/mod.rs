@@ -18,6 +18,7 @@ mod error;
 use eventbucket_protocol::RawBatch;
 
 use crate::bus::Bus;
+use crate::bus::message::Spooled;
 use crate::cache::{Cache, Limits};
 use crate::project::Grant;
 use crate::store::Store;
@@ -59,6 +60,12 @@ impl Ingest {
     pub fn serving(&self) -> Result<(), Error> {
         self.bus.serving()?;
         if self.bus.is_durable() { Ok(()) } else { self.store.serving().map_err(Error::Storage) }
+    }
+
+    /// How much was accepted and waits on this process' own disk; `None` without a spool.
+    #[must_use]
+    pub fn spooled(&self) -> Option<Spooled> {
+        self.bus.spooled()
     }
 
     /// Finds out what a key may do.

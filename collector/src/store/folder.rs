@@ -36,13 +36,13 @@ pub(super) fn owners_file() -> OpenOptions {
 }
 
 /// Warns about a folder that was made by somebody else with wider rights; changing them is not the collector's business.
-pub(super) fn warn_if_open_to_others(folder: &Path) {
+pub(crate) fn warn_if_open_to_others(folder: &Path) {
     let mode = fs::metadata(folder).map_or(FOLDER_MODE, |found| found.permissions().mode());
     if mode & OTHERS != 0 {
         let mode = format!("{:o}", mode & 0o777);
         tracing::warn!(
             folder = %folder.display(), mode,
-            "other users of this machine may look into the data folder; `chmod 700` it unless that is meant"
+            "other users of this machine may look into this folder; `chmod 700` it unless that is meant"
         );
     }
 }

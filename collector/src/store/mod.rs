@@ -49,6 +49,7 @@ pub use events::{
     Appended, Dropped, EventFilter, EventOrder, EventPage, PAGE_BYTES_MAX, StoredEvent,
     TRANSACTION_BATCHES_MAX, TRANSACTION_EVENTS_MAX,
 };
+pub(crate) use folder::warn_if_open_to_others;
 pub use lock::StoreLock;
 pub use postgres::PostgresOptions;
 pub use projects::NewProject;

@@ -12,6 +12,9 @@ const BODY_BYTES: &str = "eventbucket_http_body_bytes_total";
 const CONNECTIONS: &str = "eventbucket_http_connections";
 const CONNECTIONS_REFUSED: &str = "eventbucket_http_connections_refused_total";
 const FREE_DISK: &str = "eventbucket_disk_free_bytes";
+const SPOOL_BATCHES: &str = "eventbucket_spool_batches";
+const SPOOL_BYTES: &str = "eventbucket_spool_bytes";
+const SPOOL_OLDEST: &str = "eventbucket_spool_oldest_seconds";
 
 /// Upper bounds of the request durations, in seconds: from what a cached answer takes to the body timeout.
 const REQUEST_SECONDS_BUCKETS: [f64; 12] =
@@ -95,6 +98,14 @@ impl Metrics {
         self.0.free_disk.set(bytes as f64);
     }
 
+    /// Sets how much waits in the spool, where there is one.
+    pub fn spool(&self, batches: u64, bytes: u64, oldest_s: u64) {
+        for (name, value) in [(SPOOL_BATCHES, batches), (SPOOL_BYTES, bytes), (SPOOL_OLDEST, oldest_s)] {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge; exact below 8 PiB")]
+            self.0.recorder.register_gauge(&Key::from_static_name(name), &METADATA).set(value as f64);
+        }
+    }
+
     /// Sets the collector's ledger to what the store says.
     pub fn ledger(&self, received: u64, verdicts: &[(&'static str, u64)]) {
         let key = Key::from_static_name(EVENTS_RECEIVED);
@@ -145,6 +156,13 @@ fn describe(recorder: &PrometheusRecorder) {
         recorder.describe_gauge(name.into(), Some(unit), text.into());
     };
     gauge(CONNECTIONS, Unit::Count, "connections open");
+    gauge(
+        SPOOL_BATCHES,
+        Unit::Count,
+        "batches that were accepted and wait for the broker on this edge's disk",
+    );
+    gauge(SPOOL_BYTES, Unit::Bytes, "bytes they take");
+    gauge(SPOOL_OLDEST, Unit::Seconds, "how long the oldest has waited");
     gauge(FREE_DISK, Unit::Bytes, "free bytes on the disk of the data folder");
     recorder.describe_histogram(
         REQUEST_SECONDS.into(),

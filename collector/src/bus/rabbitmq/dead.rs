@@ -61,8 +61,7 @@ const LETTERS_MAX: usize = 1_000;
 
 impl DeadLetters {
     pub(super) async fn open(options: &RabbitOptions) -> Result<Self, Error> {
-        let connection =
-            link::connect(options, "dead letters").await.map_err(|reason| unavailable(&reason))?;
+        let connection = link::connect(options, "dead letters").await.map_err(|why| why.error())?;
         let topology = Topology::new(options);
         let told = |error: lapin::Error| unavailable(&link::words(options, &error));
         let channel = connection.create_channel().await.map_err(told)?;
@@ -150,12 +149,17 @@ fn letter(tag: u64, headers: &FieldTable, message: Vec<u8>) -> DeadLetter {
     DeadLetter { id, reason, time, projects, events, batches, tag, message }
 }
 
-/// Puts a batch that can't be stored to the dead letters, with the reason.
+/// Writes a batch that can't be stored as messages.
+pub(super) fn messages(batch: &ValidBatch) -> Vec<Vec<u8>> {
+    wire::encode_batch(batch).iter().map(|part| wire::message([&part[..]].into_iter())).collect()
+}
+
+/// Puts messages that nobody can process to the dead letters, with the reason.
 pub(super) async fn bury(
     connection: &Connection,
     topology: &Topology,
     options: &RabbitOptions,
-    batch: &ValidBatch,
+    messages: &[Vec<u8>],
     reason: &str,
 ) -> Result<(), Error> {
     let told = |error: lapin::Error| unavailable(&link::words(options, &error));
@@ -165,12 +169,11 @@ pub(super) async fn bury(
     headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
     let now = Timestamp::from_system(std::time::SystemTime::now());
     headers.insert(TIME_HEADER.into(), AMQPValue::LongLongInt(now.ms()));
-    for part in wire::encode_batch(batch) {
-        let message = wire::message([&part[..]].into_iter());
+    for message in messages {
         let publishing = lapin::options::BasicPublishOptions { mandatory: true, ..Default::default() };
         let properties = properties().with_headers(headers.clone());
         let confirm =
-            channel.basic_publish(topology.dead(), "".into(), publishing, &message, properties).await;
+            channel.basic_publish(topology.dead(), "".into(), publishing, message, properties).await;
         let confirmed = publisher::wait(confirm.map_err(told)?, options.confirm_timeout);
         confirmed.await.map_err(|unconfirmed| unconfirmed.error())?;
     }

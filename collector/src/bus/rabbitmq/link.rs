@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::options::RabbitOptions;
+use super::publisher::unavailable;
 use super::topology::Topology;
 use crate::bus::Error;
 
@@ -79,12 +80,40 @@ pub(super) fn words(options: &RabbitOptions, error: &lapin::Error) -> String {
     format!("RabbitMQ at {} is away ({text}); check that it runs and that [bus] url names it", options.url)
 }
 
-pub(super) async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Connection, String> {
+/// Why there is no connection.
+pub(super) enum NoConnection {
+    /// The broker is away: it may be back at any moment.
+    Away(String),
+    /// It is there and says no, or the address leads nowhere: somebody has to change something.
+    Refused(String),
+}
+
+impl NoConnection {
+    /// Says it in words, which hold no password.
+    pub(super) fn reason(&self) -> &str {
+        match self {
+            Self::Away(reason) | Self::Refused(reason) => reason,
+        }
+    }
+
+    pub(super) fn error(&self) -> Error {
+        unavailable(self.reason())
+    }
+
+    fn of(options: &RabbitOptions, error: &lapin::Error) -> Self {
+        const NO: [&str; 5] =
+            ["PRECONDITION_FAILED", "inequivalent", "ACCESS_REFUSED", "access-refused", "NOT_ALLOWED"];
+        let reason = words(options, error);
+        if NO.iter().any(|no| reason.contains(no)) { Self::Refused(reason) } else { Self::Away(reason) }
+    }
+}
+
+pub(super) async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Connection, NoConnection> {
     let mut address: AMQPUri = options.url.secret().parse().map_err(|why| {
-        format!(
+        NoConnection::Refused(format!(
             "{} can't be used as [bus] url ({why}); it looks like amqp://user:password@host:5672/%2f",
             options.url
-        )
+        ))
     })?;
     address.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
     let name = format!("eventbucket {purpose}");
@@ -99,10 +128,11 @@ pub(super) async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Co
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(words(options, &error)),
+        Ok(Err(error)) => Err(NoConnection::of(options, &error)),
         Err(_) => {
             let seconds = CONNECT_TIMEOUT.as_secs();
-            Err(format!("RabbitMQ at {} did not answer within {seconds} s", options.url))
+            let reason = format!("RabbitMQ at {} did not answer within {seconds} s", options.url);
+            Err(NoConnection::Away(reason))
         }
     }
 }
@@ -192,7 +222,7 @@ impl Link {
                         Ended::Done => return,
                     }
                 }
-                Err(reason) => reason,
+                Err(why) => why.reason().to_owned(),
             };
             tracing::warn!(purpose, reason = broke, "RabbitMQ can't be used; it is tried again");
             standing.set(State::Down { reason: broke, next_try: Instant::now() + pause });
@@ -209,7 +239,7 @@ async fn first_or_new(
     first: &mut Option<Connection>,
     options: &RabbitOptions,
     purpose: &str,
-) -> Result<Connection, String> {
+) -> Result<Connection, NoConnection> {
     match first.take() {
         Some(first) => Ok(first),
         None => connect(options, purpose).await,

@@ -12,6 +12,12 @@ mod link;
 /// Publishing batches.
 mod publisher;
 
+/// The way of a batch to the broker.
+mod sender;
+
+/// The way out of the spool.
+mod drain;
+
 /// Taking batches.
 mod consumer;
 
@@ -25,19 +31,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use eventbucket_protocol::Verdict;
-use futures_util::future::join_all;
+use futures_util::FutureExt as _;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::message::{Published, StoredRange, ValidBatch};
-use super::{Error, Hint, wire};
+use super::message::{Published, Spooled, StoredRange, ValidBatch};
+use super::spool::Spool;
+use super::{Error, Hint};
 pub(super) use consumer::{Taken, Taking};
 pub use dead::{DeadLetter, DeadLetters};
-use link::{Link, Standing};
+use link::{Link, NoConnection};
 pub use options::RabbitOptions;
 use publisher::Outbox;
+use sender::Sender;
 use topology::Topology;
 
 /// RabbitMQ, shared by clones; the last one ends its tasks.
@@ -47,8 +54,9 @@ pub(super) struct RabbitMq(Arc<Shared>);
 struct Shared {
     options: RabbitOptions,
     topology: Topology,
-    outbox: Arc<Outbox>,
-    publishing: Standing,
+    sender: Sender,
+    /// Where batches wait while the broker is away.
+    spool: Option<Spool>,
     announcing: OnceLock<mpsc::Sender<Vec<StoredRange>>>,
     taken: AtomicBool,
     /// No batch is taken in any more, here and by the writers.
@@ -64,27 +72,43 @@ struct Shared {
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl RabbitMq {
-    /// Connects and declares everything.
+    /// Connects and declares everything. With a spool it can begin while the broker is away.
     pub(super) async fn start(options: RabbitOptions) -> Result<Self, Error> {
+        let spool = match &options.spool {
+            Some(spool) => Some(Spool::open(spool.clone()).await?),
+            None => None,
+        };
         // The first connection tells whether the configuration is right; afterwards they come back by themselves.
-        let first =
-            link::connect(&options, "publish").await.map_err(|reason| publisher::unavailable(&reason))?;
+        let first = match link::connect(&options, "publish").await {
+            Ok(connection) => Some(connection),
+            Err(NoConnection::Away(reason)) if spool.is_some() => {
+                tracing::warn!(reason, "the broker is away; batches wait in the spool");
+                None
+            }
+            Err(why) => return Err(why.error()),
+        };
         let (topology, cancel, others) =
             (Topology::new(&options), CancellationToken::new(), TaskTracker::new());
         let outbox = Arc::new(Outbox::new(topology.shards));
-        let link =
-            Link { options: options.clone(), purpose: "publish", cancel: cancel.clone(), first: Some(first) };
+        let link = Link { options: options.clone(), purpose: "publish", cancel: cancel.clone(), first };
         let publishing = link.keep(&others, {
             let (outbox, topology, options) = (Arc::clone(&outbox), topology.clone(), options.clone());
             move |connection| {
                 publisher::serve(Arc::clone(&outbox), connection, topology.clone(), options.clone())
             }
         });
+        let sender = Sender { outbox, topology: topology.clone(), options: options.clone(), publishing };
+        if let Some(spool) = &spool {
+            for keeping in [drain::drain(spool.clone(), sender.clone()).boxed(), spool.clone().look().boxed()]
+            {
+                others.spawn(cancel.clone().run_until_cancelled_owned(keeping));
+            }
+        }
         Ok(Self(Arc::new(Shared {
             options,
             topology,
-            outbox,
-            publishing,
+            sender,
+            spool,
             announcing: OnceLock::new(),
             taken: AtomicBool::new(false),
             closing: CancellationToken::new(),
@@ -99,26 +123,31 @@ impl RabbitMq {
         Link { options: self.0.options.clone(), purpose, cancel: self.0.cancel.clone(), first: None }
     }
 
+    /// With a spool batches are taken also while the broker is away.
     pub(super) fn serving(&self) -> Result<(), Error> {
-        self.0.publishing.serving()
+        match (self.0.sender.serving(), &self.0.spool) {
+            (Err(_), Some(spool)) => spool.serving(),
+            (serving, _) => serving,
+        }
+    }
+
+    pub(super) fn spooled(&self) -> Option<Spooled> {
+        self.0.spool.as_ref().map(Spool::kept)
     }
 
     pub(super) async fn publish(&self, batch: ValidBatch) -> Result<Published, Error> {
         if self.0.closing.is_cancelled() {
             return Err(Error::Closed);
         }
-        self.serving()?;
-        let events = batch.events.len();
-        let shard = self.0.topology.shard(batch.project);
-        let answers = self.0.outbox.push(shard, wire::encode_batch(&batch))?;
-        let confirmed = tokio::time::timeout(self.0.options.confirm_timeout, join_all(answers)).await;
-        let Ok(confirmed) = confirmed else {
-            return Err(publisher::unavailable("RabbitMQ did not confirm in time"));
-        };
-        for answer in confirmed {
-            answer.unwrap_or_else(|_| Err(publisher::unavailable("the connection to RabbitMQ was lost")))?;
+        let Some(spool) = &self.0.spool else { return self.0.sender.send(&batch).await };
+        // While anything waits there, what comes queues up behind it: a project's batches stay in order.
+        if !spool.holds() {
+            match self.0.sender.send(&batch).await {
+                Err(Error::Unavailable { .. }) => {}
+                answered => return answered,
+            }
         }
-        Ok(Published { verdicts: vec![Verdict::Accepted; events] })
+        spool.keep(&batch).await
     }
 
     /// Starts taking, with one receiving end a writer; the shards are dealt out among them.
@@ -182,7 +211,7 @@ impl RabbitMq {
 
     pub(super) async fn forget_ranges(&self) -> Result<(), Error> {
         let connection = link::connect(&self.0.options, "forget ranges").await;
-        let connection = connection.map_err(|reason| publisher::unavailable(&reason))?;
+        let connection = connection.map_err(|why| why.error())?;
         fan::forget(&connection, &self.0.topology, &self.0.options).await
     }
 
@@ -197,12 +226,15 @@ impl RabbitMq {
         if tokio::time::timeout(FINISH_TIMEOUT, self.0.writers.wait()).await.is_err() {
             tracing::warn!("the broker was not told in time what is stored; it delivers some batches again");
         }
+        if let Some(spool) = &self.0.spool {
+            spool.end().await;
+        }
     }
 
     pub(super) async fn bury(&self, batch: &ValidBatch, reason: &str) -> Result<(), Error> {
-        let connection = link::connect(&self.0.options, "bury").await;
-        let connection = connection.map_err(|reason| publisher::unavailable(&reason))?;
-        let buried = dead::bury(&connection, &self.0.topology, &self.0.options, batch, reason).await;
+        let connection = link::connect(&self.0.options, "bury").await.map_err(|why| why.error())?;
+        let messages = dead::messages(batch);
+        let buried = dead::bury(&connection, &self.0.topology, &self.0.options, &messages, reason).await;
         link::close(&connection).await;
         buried
     }

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::bus::SpoolOptions;
 use crate::config::ServerUrl;
 
 /// Which RabbitMQ to use, and how. Everything that shapes the queues must be the same in every process of a collector: the
@@ -23,6 +24,8 @@ pub struct RabbitOptions {
     /// How long batches are held for a store that is away before the broker gets them back: less than the 30 minutes after
     /// which RabbitMQ closes a consumer's channel by itself.
     pub hold_max: Duration,
+    /// Where batches wait while the broker is away; without it they are refused.
+    pub spool: Option<SpoolOptions>,
 }
 
 /// The defaults that have no key of their own.
@@ -42,6 +45,7 @@ impl RabbitOptions {
             queue_bytes_max: QUEUE_BYTES_MAX,
             confirm_timeout: CONFIRM_TIMEOUT,
             hold_max: HOLD_MAX,
+            spool: None,
         }
     }
 }

@@ -1,0 +1,61 @@
+use std::path::Path;
+
+use crate::store;
+
+/// What `statfs` says of file systems that live in memory: those of tmpfs and ramfs, by Linux' `magic.h`.
+const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// What it says of the layers of a container, which go with it.
+const LAYERED: u64 = 0x794c_7630;
+
+/// Refuses a folder that forgets everything at a restart: what is accepted must outlive one. One that isn't there yet is
+/// judged by the nearest that is, so that nothing is made where nothing may be kept.
+pub(super) fn check_before(folder: &Path) -> Result<(), String> {
+    let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+    match kind_of(existing)? {
+        kind if IN_MEMORY.contains(&kind) => {
+            Err("it lies in memory and is empty after a restart; name a folder on a disk".to_owned())
+        }
+        LAYERED => {
+            let folder = folder.display();
+            tracing::warn!(
+                %folder,
+                "the spool lies in the layer of a container, which goes with the container; name a volume"
+            );
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says what is wrong with a folder that somebody else made.
+pub(super) fn check_after(folder: &Path) -> Result<(), String> {
+    store::warn_if_open_to_others(folder);
+    kind_of(folder).map(drop)
+}
+
+fn kind_of(path: &Path) -> Result<u64, String> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let found = rustix::fs::statfs(path).map_err(|error| error.to_string())?;
+    #[expect(clippy::cast_sign_loss, reason = "the magic numbers are compared bit by bit")]
+    let kind = found.f_type as u64;
+    Ok(kind & u64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_in_memory_is_refused_before_anything_is_made_there() {
+        // Linux has one here; where it isn't in memory there is nothing to refuse.
+        let memory = Path::new("/dev/shm");
+        if !kind_of(memory).is_ok_and(|kind| IN_MEMORY.contains(&kind)) {
+            return;
+        }
+        let folder = memory.join("eventbucket-spool-that-is-never-made");
+        let told = check_before(&folder).unwrap_err();
+        assert!(told.contains("on a disk"), "{told}");
+        assert!(!folder.exists());
+    }
+}

@@ -1,0 +1,264 @@
+//! Batches that wait on a disk of this process' own while the broker is away. What is kept here was accepted: it is synced
+//! before anybody is told so, and goes only when the broker has confirmed it. A process that dies leaves its file to the
+//! next one that looks into the folder.
+
+/// The thread that owns the files.
+mod disk;
+
+/// How a batch is written there.
+mod record;
+
+/// Whether a folder keeps what is put into it.
+mod folder;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use eventbucket::message_spool::{Message, MessageSpool, Trouble};
+use eventbucket_protocol::{Timestamp, Verdict};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::message::{Published, Spooled, ValidBatch};
+use super::{DrainRate, Error};
+pub(super) use disk::Taken;
+use disk::{Disk, Order};
+pub(super) use record::Unreadable;
+
+/// Where batches wait while the broker is away, and how many.
+#[derive(Clone, Debug)]
+pub struct SpoolOptions {
+    /// A folder that outlives the process and the machine's restart. Several processes may share it.
+    pub folder: PathBuf,
+    /// Bytes that may wait in it for this process.
+    pub bytes_max: u64,
+}
+
+/// Bytes on their way to the disk: 48 MiB, as much as may wait for the broker. More are refused with 429.
+const COMING_BYTES_MAX: u64 = 48 * 1024 * 1024;
+
+/// How often files of dead processes are looked for: the time their batches wait for nothing, at a few system calls a look.
+const LOOK_PERIOD: Duration = Duration::from_secs(3);
+
+/// Room comes back on a full disk when somebody frees some, not by waiting a second.
+const DISK_RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// After how long a spool that failed otherwise is tried again: its file is opened anew at the next look.
+const FAILED_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// The spool of a process. Clones share it; its files are free for others when the last one is gone.
+#[derive(Clone)]
+pub(super) struct Spool {
+    board: Arc<Board>,
+    orders: mpsc::Sender<Order>,
+    options: Arc<SpoolOptions>,
+    ended: CancellationToken,
+}
+
+/// What is known of the spool without asking its thread.
+struct Board {
+    state: Mutex<State>,
+    arrived: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    kept: Spooled,
+    coming: Coming,
+    /// How fast bytes leave.
+    drained: DrainRate,
+    /// Why nothing can be kept.
+    trouble: Option<Arc<str>>,
+}
+
+/// What is on its way to the disk.
+#[derive(Clone, Copy, Default)]
+struct Coming {
+    batches: u64,
+    bytes: u64,
+}
+
+impl Board {
+    /// The state is consistent between statements, so a panic elsewhere doesn't make it unusable.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Spool {
+    /// Opens the folder, takes over what dead processes left there, and starts the thread that owns the files.
+    pub(super) async fn open(options: SpoolOptions) -> Result<Self, Error> {
+        let folder = options.folder.clone();
+        let unusable = {
+            let folder = folder.clone();
+            move |reason: String| Error::Spool { folder, reason: reason.into() }
+        };
+        let board = Arc::new(Board { state: Mutex::default(), arrived: Notify::new() });
+        let (orders, received) = mpsc::channel();
+        let (opened, ended) = (Arc::clone(&board), CancellationToken::new());
+        let end = ended.clone().drop_guard();
+        let opening = tokio::task::spawn_blocking(move || {
+            let disk = open_files(folder, opened)?;
+            let thread = std::thread::Builder::new().name("spool".to_owned());
+            // A file that is closed in the middle of nothing is whole, so nobody has to wait for the thread's end.
+            let started = thread.spawn(move || {
+                let _end = end;
+                disk.obey(&received);
+            });
+            started.map(drop).map_err(|error| error.to_string())
+        });
+        match opening.await {
+            Ok(Ok(())) => Ok(Self { board, orders, options: Arc::new(options), ended }),
+            Ok(Err(reason)) => Err(unusable(reason)),
+            Err(panicked) => Err(unusable(panicked.to_string())),
+        }
+    }
+
+    /// Says whether anything waits or is about to: then what comes queues up behind it.
+    pub(super) fn holds(&self) -> bool {
+        let state = self.board.lock();
+        state.kept.batches + state.coming.batches > 0
+    }
+
+    /// How much waits.
+    pub(super) fn kept(&self) -> Spooled {
+        self.board.lock().kept
+    }
+
+    /// Says whether a batch that comes now would be kept.
+    pub(super) fn serving(&self) -> Result<(), Error> {
+        let state = self.board.lock();
+        match &state.trouble {
+            Some(reason) => Err(failed(Arc::clone(reason), FAILED_RETRY_AFTER)),
+            None if state.kept.bytes >= self.options.bytes_max => Err(full(Duration::from_secs(1))),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps a batch: it is on the disk when this returns. Batches that come together share a commit.
+    pub(super) async fn keep(&self, batch: &ValidBatch) -> Result<Published, Error> {
+        let message = Message { kept_ms: batch.received.ms(), bytes: record::write(batch).into() };
+        self.admit(message.bytes.len() as u64)?;
+        let (answer, kept) = oneshot::channel();
+        // The thread ends only with the collector.
+        self.orders.send(Order::Keep { message, answer }).map_err(|_| Error::Closed)?;
+        match kept.await {
+            Ok(Ok(())) => Ok(Published { verdicts: vec![Verdict::Accepted; batch.events.len()] }),
+            Ok(Err(trouble)) => Err(self.refusal(&trouble)),
+            Err(_) => Err(Error::Closed),
+        }
+    }
+
+    fn admit(&self, bytes: u64) -> Result<(), Error> {
+        let mut state = self.board.lock();
+        let on_disk = state.kept.bytes + state.coming.bytes;
+        if on_disk + bytes > self.options.bytes_max {
+            let missing = usize::try_from(bytes).unwrap_or(usize::MAX);
+            return Err(full(state.drained.time_for(missing, Instant::now())));
+        }
+        if state.coming.bytes > 0 && state.coming.bytes + bytes > COMING_BYTES_MAX {
+            return Err(Error::Full { retry_after: Duration::from_secs(1) });
+        }
+        state.coming.batches += 1;
+        state.coming.bytes += bytes;
+        Ok(())
+    }
+
+    fn refusal(&self, trouble: &Trouble) -> Error {
+        let folder = self.options.folder.display();
+        match trouble {
+            Trouble::DiskFull => {
+                let reason = format!("the broker is away, and the disk of the spool {folder} is full");
+                failed(reason.into(), DISK_RETRY_AFTER)
+            }
+            _ => failed(format!("the spool {folder} failed: {trouble}").into(), FAILED_RETRY_AFTER),
+        }
+    }
+
+    /// Waits until something is kept. Cancel-safe.
+    pub(super) async fn until_kept(&self) {
+        loop {
+            let arrived = self.board.arrived.notified();
+            if self.kept().batches > 0 {
+                return;
+            }
+            arrived.await;
+        }
+    }
+
+    /// Reads the oldest batches, as many as are worth sending at once. They stay until [`Spool::remove`].
+    pub(super) async fn oldest(&self) -> Vec<Taken> {
+        let (answer, taken) = oneshot::channel();
+        if self.orders.send(Order::Oldest { answer }).is_err() {
+            return Vec::new();
+        }
+        taken.await.unwrap_or_default()
+    }
+
+    /// Removes what the broker has confirmed. What a kill leaves of it is sent again, and known by then.
+    pub(super) async fn remove(&self, groups: Vec<disk::Place>) {
+        let (answer, removed) = oneshot::channel();
+        if self.orders.send(Order::Remove { groups, answer }).is_ok() {
+            let _ = removed.await;
+        }
+    }
+
+    /// Takes over what processes leave that die from now on, until cancelled.
+    pub(super) async fn look(self) {
+        let mut look = tokio::time::interval(LOOK_PERIOD);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut left_before = 0;
+        loop {
+            look.tick().await;
+            let folder = self.options.folder.clone();
+            let found = tokio::task::spawn_blocking(move || MessageSpool::abandoned(&folder)).await;
+            match found {
+                Ok(Ok((files, found))) => {
+                    disk::report(&self.options.folder, &files, found, &mut left_before);
+                    // Without the thread the files are dropped here, and free again.
+                    let _ = self.orders.send(Order::Adopt(files));
+                }
+                Ok(Err(error)) => {
+                    let folder = self.options.folder.display();
+                    tracing::warn!(%error, %folder, "the spool folder can't be read");
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Closes the files and waits for it. What is in them stays.
+    pub(super) async fn end(&self) {
+        let kept = self.kept();
+        if kept.batches > 0 {
+            let (batches, folder) = (kept.batches, self.options.folder.display());
+            tracing::warn!(batches, %folder, "batches stay in the spool; the next edge on this folder sends them");
+        }
+        // One that has ended already is closed.
+        let _ = self.orders.send(Order::End);
+        self.ended.cancelled().await;
+    }
+}
+
+fn open_files(folder: PathBuf, board: Arc<Board>) -> Result<Disk, String> {
+    folder::check_before(&folder)?;
+    let (files, found) = MessageSpool::abandoned(&folder).map_err(|error| error.to_string())?;
+    folder::check_after(&folder)?;
+    disk::report(&folder, &files, found, &mut 0);
+    Disk::open(folder, board, files).map_err(|error| error.to_string())
+}
+
+fn full(retry_after: Duration) -> Error {
+    failed("the broker is away, and the spool holds as much as it may (edge.spool_max)".into(), retry_after)
+}
+
+fn failed(reason: Arc<str>, retry_after: Duration) -> Error {
+    Error::Unavailable { reason, retry_after }
+}
+
+/// When a batch was kept, of what its file says.
+fn time(kept_ms: i64) -> Option<Timestamp> {
+    Timestamp::from_ms(kept_ms)
+}

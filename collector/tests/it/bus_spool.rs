@@ -1,0 +1,260 @@
+//! The spool of an edge: what was accepted while the broker was away is on its disk, comes to the broker in order and once, and
+//! outlives whoever accepted it.
+
+use std::path::{Path, PathBuf};
+
+use eventbucket_collector::bus::{Accepted, Bus, Error, RabbitOptions, SpoolOptions};
+use eventbucket_collector::config::ServerUrl;
+use eventbucket_servers::RabbitMq;
+use futures_util::future::join_all;
+use tempfile::TempDir;
+
+use crate::bus_server::{bus, number, numbered, options, shared, soon, stored, take, until};
+
+/// An address where no broker is.
+const NOWHERE: &str = "amqp://guest:guest@127.0.0.1:1/%2f";
+
+/// Room for everything that is no matter of size.
+const ROOMY: u64 = 64 << 20;
+
+/// A folder on a disk: one in memory would be refused.
+fn folder() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+fn url(text: &str) -> ServerUrl {
+    ServerUrl::parse(text, &["amqp"]).unwrap()
+}
+
+fn spooling(options: &RabbitOptions, folder: &Path, bytes_max: u64) -> RabbitOptions {
+    RabbitOptions { spool: Some(SpoolOptions { folder: folder.to_owned(), bytes_max }), ..options.clone() }
+}
+
+/// A process that can't reach its broker.
+async fn cut_off(options: &RabbitOptions, folder: &Path, bytes_max: u64) -> Bus {
+    let options = RabbitOptions { url: url(NOWHERE), ..spooling(options, folder, bytes_max) };
+    soon("a start without a broker", Bus::rabbitmq(options)).await.unwrap()
+}
+
+fn waiting(bus: &Bus) -> u64 {
+    bus.spooled().unwrap().batches
+}
+
+async fn until_empty(bus: &Bus) {
+    until("the spool is empty", || async { waiting(bus) == 0 }).await;
+}
+
+/// Takes this many batches and returns their numbers as they came.
+async fn numbers(accepted: &mut [Accepted], count: usize) -> Vec<usize> {
+    let mut numbers = Vec::new();
+    while numbers.len() < count {
+        let deliveries = take(accepted, 1).await;
+        numbers.extend(deliveries.iter().map(number));
+        stored(deliveries);
+    }
+    numbers
+}
+
+/// Files of the folder whose names end like this.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.to_string_lossy().contains(ending)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_the_broker_is_killed_waits_on_disk_and_arrives_in_order() {
+    let folder = folder();
+    let mut server = tokio::task::spawn_blocking(|| RabbitMq::start().unwrap()).await.unwrap();
+    let plain = RabbitOptions { shards: 2, ..RabbitOptions::new(url(&server.url())) };
+    // A queue that RabbitMQ 3.10 made seconds before it was killed never gets its leader back; ending in order writes down
+    // that it is there.
+    drop(bus(&plain).await);
+    server = tokio::task::spawn_blocking(move || {
+        server.stop().unwrap();
+        server.restart().unwrap();
+        server
+    })
+    .await
+    .unwrap();
+    let edge = bus(&spooling(&plain, folder.path(), ROOMY)).await;
+    for number in 0..20 {
+        edge.publish(numbered(1, number)).await.unwrap();
+    }
+    assert_eq!(waiting(&edge), 0, "a broker that is there gets them at once");
+
+    server.kill().unwrap();
+    for number in 20..60 {
+        let published = soon("an answer", edge.publish(numbered(1, number))).await.unwrap();
+        assert_eq!(published.verdicts, [eventbucket_protocol::Verdict::Accepted]);
+    }
+    // Many at once share commits, and none is lost in between.
+    let many = join_all((60..160).map(|number| edge.publish(numbered(2, number)))).await;
+    assert!(many.iter().all(Result::is_ok), "{many:?}");
+    let spooled = edge.spooled().unwrap();
+    assert_eq!(spooled.batches, 140);
+    assert!(spooled.bytes > 0 && spooled.oldest.is_some(), "{spooled:?}");
+    edge.serving().expect("it takes batches");
+
+    let server = tokio::task::spawn_blocking(move || {
+        server.restart().unwrap();
+        server
+    })
+    .await
+    .unwrap();
+    until_empty(&edge).await;
+    edge.publish(numbered(1, 160)).await.unwrap();
+    let mut seen = [Vec::new(), Vec::new()];
+    let mut accepted = edge.accepted();
+    while seen.iter().map(Vec::len).sum::<usize>() < 161 {
+        let deliveries = take(&mut accepted, 1).await;
+        for delivery in &deliveries {
+            let of_project = &mut seen[delivery.batch.project.0 as usize - 1];
+            // Delivered again after a lost confirm or ack: known by then.
+            if !of_project.contains(&number(delivery)) {
+                of_project.push(number(delivery));
+            }
+        }
+        stored(deliveries);
+    }
+    assert_eq!(seen[0], (0..60).chain([160]).collect::<Vec<_>>(), "in order");
+    seen[1].sort_unstable();
+    assert_eq!(seen[1], (60..160).collect::<Vec<_>>());
+    edge.finish().await;
+    assert_eq!(files(folder.path(), ".db"), [""; 0].map(PathBuf::from), "an empty spool leaves no file");
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_the_dead_are_taken_over_and_those_of_the_living_are_not() {
+    let folder = folder();
+    let options = options(shared());
+    let (dying, living) =
+        (cut_off(&options, folder.path(), ROOMY).await, cut_off(&options, folder.path(), ROOMY).await);
+    for number in 0..30 {
+        dying.publish(numbered(1, number)).await.unwrap();
+    }
+    living.publish(numbered(1, 1_000)).await.unwrap();
+
+    let edge = bus(&spooling(&options, folder.path(), ROOMY)).await;
+    let mut accepted = edge.accepted();
+    edge.publish(numbered(2, 2_000)).await.unwrap();
+    assert_eq!(numbers(&mut accepted, 1).await, [2_000], "nothing of the living is touched");
+    assert_eq!((waiting(&dying), waiting(&living)), (30, 1));
+
+    // Dropped without an end: their tasks are cut where they stand, and the system lets go of their locks.
+    drop((dying, living));
+    let mut seen = numbers(&mut accepted, 31).await;
+    seen.retain(|number| *number != 1_000);
+    assert_eq!(seen, (0..30).collect::<Vec<_>>());
+    until_empty(&edge).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_edge_left_in_its_last_life_goes_before_what_comes_now() {
+    let folder = folder();
+    let options = options(shared());
+    for life in 0..2 {
+        let edge = cut_off(&options, folder.path(), ROOMY).await;
+        assert_eq!(waiting(&edge), life * 10);
+        for number in 0..10 {
+            edge.publish(numbered(1, usize::try_from(life).unwrap() * 10 + number)).await.unwrap();
+        }
+        edge.close();
+        let refused = edge.publish(numbered(1, 99)).await.unwrap_err();
+        assert!(matches!(refused, Error::Closed), "{refused}");
+        soon("a full spool holds up no end", edge.finish()).await;
+    }
+    let edge = bus(&spooling(&options, folder.path(), ROOMY)).await;
+    edge.publish(numbered(1, 20)).await.unwrap();
+    assert_eq!(numbers(&mut edge.accepted(), 21).await, (0..=20).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_spool_refuses_with_a_time_and_loses_nothing_it_took() {
+    let folder = folder();
+    let options = options(shared());
+    let edge = cut_off(&options, folder.path(), 20_000).await;
+    let mut taken = 0;
+    let refused = soon("the spool is full", async {
+        loop {
+            match edge.publish(numbered(1, taken)).await {
+                Ok(_) => taken += 1,
+                Err(refused) => return refused,
+            }
+        }
+    })
+    .await;
+    assert_eq!(refused.status(), 503);
+    assert!(refused.retry() >= Some(std::time::Duration::from_secs(1)), "{refused:?}");
+    assert!(refused.to_string().contains("edge.spool_max"), "{refused}");
+    assert!(taken > 10 && edge.spooled().unwrap().bytes <= 20_000, "{taken}");
+    drop(edge);
+
+    let edge = bus(&spooling(&options, folder.path(), 20_000)).await;
+    assert_eq!(numbers(&mut edge.accepted(), taken).await, (0..taken).collect::<Vec<_>>());
+    until_empty(&edge).await;
+    edge.publish(numbered(1, taken)).await.expect("there is room again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_not_whole_is_set_aside_and_stops_nobody() {
+    let folder = folder();
+    let options = options(shared());
+    let dead = cut_off(&options, folder.path(), ROOMY).await;
+    dead.publish(numbered(1, 0)).await.unwrap();
+    soon("the end", dead.finish()).await;
+    let file = files(folder.path(), ".db").remove(0);
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[100..].fill(0x5a);
+    std::fs::write(&file, &bytes).unwrap();
+
+    let edge = bus(&spooling(&options, folder.path(), ROOMY)).await;
+    edge.publish(numbered(1, 1)).await.unwrap();
+    assert_eq!(numbers(&mut edge.accepted(), 1).await, [1]);
+    let aside = files(folder.path(), ".corrupt-");
+    assert_eq!(aside.len(), 1, "{aside:?}");
+    assert_eq!(std::fs::read(&aside[0]).unwrap(), bytes, "for people to look at");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_a_disk_gave_back_changed_goes_to_the_dead_letters_and_the_rest_passes() {
+    let folder = folder();
+    let options = options(shared());
+    let dead = cut_off(&options, folder.path(), ROOMY).await;
+    for number in 0..3 {
+        dead.publish(numbered(1, number)).await.unwrap();
+    }
+    soon("the end", dead.finish()).await;
+    let file = files(folder.path(), ".db").remove(0);
+    let database = rusqlite::Connection::open(file).unwrap();
+    let damage = "UPDATE events SET body = CAST(substr(body, 1, length(body) - 1) || x'ff' AS BLOB)
+                  WHERE place = (SELECT max(place) FROM events)";
+    assert_eq!(database.execute(damage, []).unwrap(), 1);
+    drop(database);
+
+    let edge = bus(&spooling(&options, folder.path(), ROOMY)).await;
+    assert_eq!(numbers(&mut edge.accepted(), 2).await, [0, 1]);
+    until_empty(&edge).await;
+    let letters = soon("the dead letters", edge.dead_letters()).await.unwrap().unwrap();
+    let reasons: Vec<&str> = letters.list().iter().map(|letter| letter.reason.as_str()).collect();
+    assert_eq!(reasons, ["it was damaged on the disk of a spool"]);
+    letters.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_folder_that_can_not_be_used_is_told_at_the_start() {
+    let folder = folder();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let started = Bus::rabbitmq(spooling(&options(shared()), &file, ROOMY)).await;
+    let Err(refused) = started else { panic!("it started") };
+    let said = refused.to_string();
+    assert!(said.contains(file.to_str().unwrap()) && said.contains("edge.spool"), "{said}");
+    // An address that is wrong is one with a spool too: nobody else would notice.
+    let wrong = RabbitOptions {
+        url: url(&shared().address("geheim")),
+        ..spooling(&options(shared()), folder.path(), ROOMY)
+    };
+    let Err(refused) = soon("an answer", Bus::rabbitmq(wrong)).await else { panic!("it started") };
+    assert!(refused.to_string().contains("refused the user"), "{refused}");
+}
