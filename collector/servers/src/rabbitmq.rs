@@ -96,6 +96,18 @@ impl RabbitMq {
         process::output(&mut command)
     }
 
+    /// Reads what it has logged so far, over all its starts.
+    ///
+    /// # Errors
+    /// When its logs can't be read.
+    pub fn log(&self) -> io::Result<String> {
+        let mut log = String::new();
+        for file in fs::read_dir(self.folder.join("log"))? {
+            log.push_str(&String::from_utf8_lossy(&fs::read(file?.path())?));
+        }
+        Ok(log)
+    }
+
     /// Makes an empty virtual host for `guest`, in 0.1 s, and returns its address.
     ///
     /// # Errors

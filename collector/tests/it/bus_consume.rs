@@ -9,7 +9,7 @@ use eventbucket_collector::bus::{Delivery, Error, Hint, RabbitOptions, RangeRece
 use eventbucket_collector::project::ProjectId;
 use futures_util::future::join_all;
 
-use crate::bus_server::{Direct, bus, number, numbered, options, shared, soon, stored, take, until};
+use crate::bus_fixture::{Direct, bus, number, numbered, options, shared, soon, stored, take, until};
 
 /// The kills that a message must survive.
 const KILLS: usize = 10;

@@ -1,11 +1,18 @@
 //! The dead letters of a bus on RabbitMQ: nothing gets there but what nobody can process, and nothing gets lost there.
 
 use eventbucket_collector::bus::{Bus, DeadLetter, DeadLetters, RabbitOptions};
+use eventbucket_collector::cache::Cache;
+use eventbucket_collector::project::ProjectId;
+use eventbucket_collector::workers;
 use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, QueueDeleteOptions};
 
-use crate::bus_server::{Direct, bus, number, numbered, options, shared, soon, stored, take, until};
+use crate::bus_fixture::{
+    Direct, batch_of, bus, number, numbered, options, shared, soon, stored, take, until, url,
+};
 use crate::harness::{Ran, eventbucket, run};
+use crate::store_fixture::{events, project};
+use crate::store_postgres::Database;
 
 /// A message of a version that nobody here reads.
 const FROM_THE_FUTURE: &[u8] = &[250, 1, 2, 3];
@@ -102,14 +109,14 @@ async fn dead_letters_are_looked_at_without_loss_replayed_and_discarded() {
 /// Runs `eventbucket dead-letters` against the shared broker.
 async fn command(words: &[&str]) -> Ran {
     let mut command = eventbucket(&["dead-letters"]);
-    command.args(words).env("EVENTBUCKET_BUS_URL", shared().address("guest"));
+    command.args(words).env("EVENTBUCKET_BUS_URL", shared().url());
     tokio::task::spawn_blocking(move || run(command)).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_lists_shows_replays_and_discards() {
     // The prefix that the command uses; no other test does.
-    let options = RabbitOptions::new(shared().url());
+    let options = RabbitOptions::new(url(&shared().url()));
     let (bus, direct) = (bus(&options).await, Direct::to(shared(), &options).await);
     for (number, reason) in [(1, "first reason"), (2, "second reason")] {
         bus.bury(&numbered(9, number), reason).await.unwrap();
@@ -135,4 +142,48 @@ async fn the_command_line_lists_shows_replays_and_discards() {
     assert_eq!(command(&["list"]).await.stdout, "");
     let without = tokio::task::spawn_blocking(|| run(eventbucket(&["dead-letters", "list"]))).await.unwrap();
     without.assert_failed(2, &["[bus] url", "EVENTBUCKET_BUS_URL"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn storage_puts_what_the_store_refuses_aside_and_stores_everything_else() {
+    let database = Database::new().await;
+    let store = database.open().await;
+    let shop = project(&store, "shop").await.project.id;
+    let sql = database.sql().await;
+    sql.batch_execute("ALTER TABLE event ADD CONSTRAINT no_poison CHECK (name <> 'poison')").await.unwrap();
+    let options = options(shared());
+    let (bus, direct) = (bus(&options).await, Direct::to(shared(), &options).await);
+    let mut poisoned = events("x", 20);
+    poisoned[7].name = "poison".into();
+    // All of them wait before storage starts, so they share transactions.
+    bus.publish(batch_of(shop.0, 1, events("a", 5))).await.unwrap();
+    bus.publish(batch_of(shop.0, 2, poisoned)).await.unwrap();
+    bus.publish(batch_of(999, 3, events("lost", 3))).await.unwrap();
+    bus.publish(batch_of(shop.0, 4, events("b", 5))).await.unwrap();
+
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let storage =
+        tokio::spawn(workers::storage::run(bus.clone(), store.clone(), Cache::memory(), cancel.clone()));
+    until("the rest is stored", || async { store.head(shop).await.unwrap() == 29 }).await;
+    until("the culprits are dead letters", || async { direct.look("dead").await.unwrap().0 == 2 }).await;
+    bus.close();
+    soon("storage ends", storage).await.unwrap();
+    assert_eq!(direct.accepted().await, 0, "nothing comes again");
+    let ledger = store.ledger(Some(shop)).await.unwrap();
+    assert_eq!((ledger.received, ledger.stored, ledger.quarantined, ledger.duplicate), (30, 29, 1, 0));
+    let kept = sql.query("SELECT reason FROM quarantine", &[]).await.unwrap();
+    assert_eq!(kept.len(), 1);
+    assert!(kept[0].get::<_, &str>(0).contains("no_poison"));
+
+    let held = letters(&bus).await;
+    let found = |project: ProjectId| {
+        let letter = held.list().iter().find(|letter| letter.projects == [project.0]);
+        letter.unwrap_or_else(|| panic!("{:?}", held.list()))
+    };
+    let (culprit, unknown) = (found(shop), found(ProjectId(999)));
+    assert_eq!((culprit.events, culprit.batches[0].events[0].name.as_str()), (Some(1), "poison"));
+    assert!(culprit.reason.contains("no_poison"), "{}", culprit.reason);
+    assert_eq!(unknown.events, Some(3));
+    assert!(unknown.reason.contains("no project 999"), "{}", unknown.reason);
+    held.close().await;
 }

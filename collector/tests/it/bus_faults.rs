@@ -6,10 +6,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use eventbucket_collector::bus::{Bus, Error, Hint, RabbitOptions};
+use eventbucket_servers::RabbitMq;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus_server::{RabbitMq, bus, number, numbered, options, soon, stored, take, until};
+use crate::bus_fixture::{
+    Direct, broken, bus, number, numbered, options, own, settled, soon, stored, take, until,
+};
 
 /// Publishers at once.
 const PUBLISHERS: usize = 8;
@@ -80,18 +85,9 @@ impl Load {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_broker_loses_nothing_it_confirmed_and_everything_goes_on_by_itself() {
-    let mut server = tokio::task::spawn_blocking(RabbitMq::start).await.unwrap();
+    let server = own().await;
     let options = RabbitOptions { confirm_timeout: Duration::from_secs(5), ..options(&server) };
-    // A queue that RabbitMQ 3.10 made seconds before it was killed never gets its leader back; ending in order writes down
-    // that it is there.
-    drop(bus(&options).await);
-    server.terminate();
-    server = tokio::task::spawn_blocking(move || {
-        server.restart();
-        server
-    })
-    .await
-    .unwrap();
+    let mut server = settled(server, &options).await;
     let (edge, storage, views) = (bus(&options).await, bus(&options).await, bus(&options).await);
     let (mut accepted, mut ear) = (storage.accepted(), views.ranges());
     assert_eq!(soon("a new ear is told to look", ear.recv()).await, Some(Hint::Missed));
@@ -102,15 +98,10 @@ async fn a_killed_broker_loses_nothing_it_confirmed_and_everything_goes_on_by_it
         let deliveries = take(&mut accepted, 20).await;
         delivered.extend(deliveries.iter().map(number));
         stored(deliveries);
-        server.kill();
+        server.kill().unwrap();
         load.until_refused().await;
         until("readiness says so", || async { edge.serving().is_err() }).await;
-        server = tokio::task::spawn_blocking(move || {
-            server.restart();
-            server
-        })
-        .await
-        .unwrap();
+        server = broken(server, RabbitMq::restart).await;
         assert_eq!(soon("a view is told to look", ear.recv()).await, Some(Hint::Missed));
     }
     load.until_more(200).await;
@@ -133,9 +124,62 @@ async fn a_killed_broker_loses_nothing_it_confirmed_and_everything_goes_on_by_it
     letters.close().await;
 
     // A broker that hangs confirms nothing: who waits is told so in time.
-    server.pause();
+    server.pause().unwrap();
     let refused = soon("an answer", edge.publish(numbered(1, usize::MAX))).await.unwrap_err();
     assert_eq!(refused.status(), 503, "{refused}");
-    server.resume();
+    server.resume().unwrap();
     until("it publishes again", || async { edge.publish(numbered(1, usize::MAX)).await.is_ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_who_waits_for_a_confirm_hears_at_once_that_the_connection_died() {
+    const BATCHES: usize = 300;
+    let server = own().await;
+    // Nobody hears of it by waiting.
+    let options = RabbitOptions { confirm_timeout: Duration::from_secs(3_600), ..options(&server) };
+    let mut server = settled(server, &options).await;
+    let edge = bus(&options).await;
+    edge.publish(numbered(1, 0)).await.unwrap();
+    // The broker hangs: what is sent now is under way, the rest waits in line.
+    server.pause().unwrap();
+    let publish = |number: usize| {
+        let edge = edge.clone();
+        async move { edge.publish(numbered(u32::try_from(number % 7).unwrap() + 1, number)).await }
+    };
+    let mut pending = Box::pin(join_all((1..=BATCHES).map(publish)));
+    assert!((&mut pending).now_or_never().is_none(), "all stand in line");
+    server.kill().unwrap();
+    let answers = soon("every answer", pending).await;
+    assert_eq!(answers.len(), BATCHES);
+    for answer in answers {
+        let error = answer.expect_err("nobody confirmed it");
+        assert!(matches!(error, Error::Unavailable { .. }) && error.retry().is_some(), "{error:?}");
+    }
+    // Nothing of them is left in line: what comes next goes alone, and finds all the room there was.
+    let server = broken(server, RabbitMq::restart).await;
+    until("it publishes again", || async { edge.publish(numbered(1, BATCHES + 1)).await.is_ok() }).await;
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_after_its_connection_acknowledges_nothing_on_the_next() {
+    let server = own().await;
+    let options = RabbitOptions { hold_max: Duration::from_millis(500), writers: 1, ..options(&server) };
+    let (storage, direct) = (bus(&options).await, Direct::to(&server, &options).await);
+    storage.publish(numbered(1, 0)).await.unwrap();
+    let mut accepted = storage.accepted();
+    let held = take(&mut accepted, 1).await;
+    until("the broker has it back", || async { direct.accepted().await == 1 }).await;
+    // Somebody else stores it meanwhile, so that the next connection's first tag is another batch's.
+    assert_eq!(direct.drain().await.len(), 1);
+    storage.publish(numbered(1, 1)).await.unwrap();
+    stored(held);
+    let next = take(&mut accepted, 1).await;
+    assert_eq!(number(&next[0]), 1);
+    drop((storage, accepted));
+    until("it is the broker's still", || async { direct.accepted().await == 1 }).await;
+    // An acknowledgement of a tag that the connection never gave out would have cost it its channel.
+    let said = server.log().unwrap();
+    assert!(!said.contains("unknown delivery tag"), "{said}");
+    drop(next);
 }

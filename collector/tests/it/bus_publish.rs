@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use eventbucket_collector::bus::{Bus, Error, RabbitOptions};
-use eventbucket_collector::config::ServerUrl;
 use eventbucket_protocol::{Event, Properties, Verdict};
 use futures_util::future::join_all;
 use lapin::options::QueueDeleteOptions;
 
-use crate::bus_server::{
-    Direct, batch_of, bus, number, numbered, options, shared, soon, stored, take, until,
+use crate::bus_fixture::{
+    Direct, address, batch_of, bus, number, numbered, options, queues, shared, soon, stored, take, until, url,
 };
 use crate::store_fixture::event;
 
@@ -27,7 +26,7 @@ async fn every_process_declares_every_queue_with_every_rule_before_anything_is_p
     let options = options(shared());
     // This one takes nothing and publishes nothing: the topology is there all the same.
     let _bus = bus(&options).await;
-    let queues = tokio::task::spawn_blocking(|| shared().queues()).await.unwrap();
+    let queues = tokio::task::spawn_blocking(|| queues(shared())).await.unwrap();
     for shard in 0..options.shards {
         let accepted = arguments_of(&queues, &format!("{}.accepted.{shard}", options.prefix));
         for rule in [
@@ -63,8 +62,7 @@ async fn two_processes_with_different_numbers_of_shards_find_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_without_a_broker_or_with_a_wrong_password_says_what_to_do_and_no_password() {
-    let url = |text: &str| ServerUrl::parse(text, &["amqp"]).unwrap();
-    let wrong = shared().address("geheim");
+    let wrong = address(shared(), "geheim");
     for (address, part) in [("amqp://guest:geheim@127.0.0.1:1/%2f", "is away"), (&wrong, "refused the user")]
     {
         let started = soon("an answer", Bus::rabbitmq(RabbitOptions::new(url(address)))).await;

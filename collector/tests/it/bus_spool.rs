@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use eventbucket_collector::bus::{Accepted, Bus, Error, RabbitOptions, SpoolOptions};
-use eventbucket_collector::config::ServerUrl;
 use eventbucket_servers::RabbitMq;
 use futures_util::future::join_all;
 use tempfile::TempDir;
 
-use crate::bus_server::{bus, number, numbered, options, shared, soon, stored, take, until};
+use crate::bus_fixture::{
+    address, broken, bus, number, numbered, options, own, settled, shared, soon, stored, take, until, url,
+};
 
 /// An address where no broker is.
 const NOWHERE: &str = "amqp://guest:guest@127.0.0.1:1/%2f";
@@ -20,10 +21,6 @@ const ROOMY: u64 = 64 << 20;
 /// A folder on a disk: one in memory would be refused.
 fn folder() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
-}
-
-fn url(text: &str) -> ServerUrl {
-    ServerUrl::parse(text, &["amqp"]).unwrap()
 }
 
 fn spooling(options: &RabbitOptions, folder: &Path, bytes_max: u64) -> RabbitOptions {
@@ -64,18 +61,9 @@ fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_while_the_broker_is_killed_waits_on_disk_and_arrives_in_order() {
     let folder = folder();
-    let mut server = tokio::task::spawn_blocking(|| RabbitMq::start().unwrap()).await.unwrap();
-    let plain = RabbitOptions { shards: 2, ..RabbitOptions::new(url(&server.url())) };
-    // A queue that RabbitMQ 3.10 made seconds before it was killed never gets its leader back; ending in order writes down
-    // that it is there.
-    drop(bus(&plain).await);
-    server = tokio::task::spawn_blocking(move || {
-        server.stop().unwrap();
-        server.restart().unwrap();
-        server
-    })
-    .await
-    .unwrap();
+    let server = own().await;
+    let plain = options(&server);
+    let mut server = settled(server, &plain).await;
     let edge = bus(&spooling(&plain, folder.path(), ROOMY)).await;
     for number in 0..20 {
         edge.publish(numbered(1, number)).await.unwrap();
@@ -95,12 +83,7 @@ async fn what_comes_while_the_broker_is_killed_waits_on_disk_and_arrives_in_orde
     assert!(spooled.bytes > 0 && spooled.oldest.is_some(), "{spooled:?}");
     edge.serving().expect("it takes batches");
 
-    let server = tokio::task::spawn_blocking(move || {
-        server.restart().unwrap();
-        server
-    })
-    .await
-    .unwrap();
+    let server = broken(server, RabbitMq::restart).await;
     until_empty(&edge).await;
     edge.publish(numbered(1, 160)).await.unwrap();
     let mut seen = [Vec::new(), Vec::new()];
@@ -252,7 +235,7 @@ async fn a_spool_folder_that_can_not_be_used_is_told_at_the_start() {
     assert!(said.contains(file.to_str().unwrap()) && said.contains("edge.spool"), "{said}");
     // An address that is wrong is one with a spool too: nobody else would notice.
     let wrong = RabbitOptions {
-        url: url(&shared().address("geheim")),
+        url: url(&address(shared(), "geheim")),
         ..spooling(&options(shared()), folder.path(), ROOMY)
     };
     let Err(refused) = soon("an answer", Bus::rabbitmq(wrong)).await else { panic!("it started") };

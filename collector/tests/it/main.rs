@@ -5,8 +5,8 @@
 mod bus_consume;
 mod bus_dead_letters;
 mod bus_faults;
+mod bus_fixture;
 mod bus_publish;
-mod bus_server;
 mod bus_spool;
 mod cache_conformance;
 mod cache_faults;

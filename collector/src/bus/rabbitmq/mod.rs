@@ -68,7 +68,8 @@ struct Shared {
     _tasks: DropGuard,
 }
 
-/// How long acknowledging what is stored may take at the end. What isn't acknowledged comes again and is a duplicate.
+/// How long acknowledging what is stored may take at the end, and closing the spool. What isn't acknowledged comes again and
+/// is a duplicate; what is in the spool is there in any case.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl RabbitMq {
@@ -226,8 +227,12 @@ impl RabbitMq {
         if tokio::time::timeout(FINISH_TIMEOUT, self.0.writers.wait()).await.is_err() {
             tracing::warn!("the broker was not told in time what is stored; it delivers some batches again");
         }
-        if let Some(spool) = &self.0.spool {
-            spool.end().await;
+        if let Some(spool) = &self.0.spool
+            && tokio::time::timeout(FINISH_TIMEOUT, spool.end()).await.is_err()
+        {
+            tracing::warn!(
+                "the disk of the spool does not answer; the next edge on its folder takes over what is there"
+            );
         }
     }
 
