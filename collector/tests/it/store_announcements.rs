@@ -17,7 +17,7 @@ use lapin::types::FieldTable;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus_server::{Direct, bus, options, shared, until};
+use crate::bus_fixture::{Direct, bus, options, shared, until};
 use crate::cache_server::Redis;
 use crate::store_fixture::{Place, batch, event, eventually, project, totals};
 

@@ -51,7 +51,7 @@ async fn a_sound_store_holds_and_progress_reaches_the_end() {
     assert!(found.holds(), "{found:#?}");
     let of_shop = found.projects.iter().find(|one| one.project_id == shop).unwrap();
     assert_eq!((of_shop.stored, of_shop.position, of_shop.applied_to), (45, 45, 45));
-    assert_eq!(of_shop.checks.len(), 15);
+    assert_eq!(of_shop.checks.len(), 16);
     let seen = seen.lock().unwrap();
     assert_eq!((seen.first(), seen.last()), (Some(&(0, 52)), Some(&(52, 52))));
 }
@@ -284,7 +284,7 @@ async fn rows_that_cannot_be_read_are_found_and_named_by_reads() {
 
 #[tokio::test]
 async fn a_row_that_no_collector_would_have_stored_is_found() {
-    for change in ["id_text = 'other'", "user = ''"] {
+    for change in ["id_text = 'other'", "correlation = ''"] {
         let failed = failed_after(&format!("UPDATE event SET {change} WHERE key = (1 << 40 | 17)")).await;
         assert_eq!(failed, ["rows_can_be_read"], "{change}");
     }
