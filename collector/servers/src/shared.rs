@@ -11,17 +11,17 @@ use crate::rabbitmq::Node;
 use crate::{Postgres, RabbitMq, Redis};
 
 /// Names the PostgreSQL that a harness around the tests has started.
-pub const POSTGRES_VARIABLE: &str = "EVENTBUCKET_TEST_POSTGRES";
+pub const POSTGRES_VARIABLE: &str = "TEST_POSTGRES";
 
 /// Names the Redis.
-pub const REDIS_VARIABLE: &str = "EVENTBUCKET_TEST_REDIS";
+pub const REDIS_VARIABLE: &str = "TEST_REDIS";
 
 /// Names the RabbitMQ.
-pub const RABBITMQ_VARIABLE: &str = "EVENTBUCKET_TEST_RABBITMQ";
+pub const RABBITMQ_VARIABLE: &str = "TEST_RABBITMQ";
 
 /// Where virtual hosts of that RabbitMQ are made: the node, the port of its register of names and its home, with a space
 /// between each.
-pub const RABBITMQ_NODE_VARIABLE: &str = "EVENTBUCKET_TEST_RABBITMQ_NODE";
+pub const RABBITMQ_NODE_VARIABLE: &str = "TEST_RABBITMQ_NODE";
 
 static POSTGRES: LazyLock<Postgres> = LazyLock::new(|| Postgres::start().expect("start PostgreSQL"));
 static REDIS: LazyLock<Redis> = LazyLock::new(|| Redis::start().expect("start Redis"));

@@ -244,6 +244,8 @@ fn servers_go_with_an_owner_that_is_killed_or_interrupted() {
     for (signal, whole_group) in [("KILL", false), ("INT", true), ("TERM", true), ("KILL", true)] {
         let mut owner = Command::new(std::env::current_exe().unwrap());
         owner.args(["--exact", "--nocapture", "an_owner_for_the_test_of_owners_that_die"]).env(OWNER, "1");
+        // A Redis of its own, also where the harness around has one.
+        owner.env_remove(shared::REDIS_VARIABLE);
         let mut owner = owner.process_group(0).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(owner.stdout.take().unwrap()).lines().map(Result::unwrap);
         let mut named = lines.filter_map(|line| Some(line.strip_prefix(OWNER)?.trim().to_owned()));

@@ -83,12 +83,17 @@ fn walk(folder: &Path, visit: &mut impl FnMut(&Path)) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let hidden = path.file_name().unwrap().to_str().is_none_or(|name| name.starts_with('.'));
-        if path.is_dir() && !hidden && !path.join("CACHEDIR.TAG").exists() {
+        if path.is_dir() && !hidden && !is_built(&path) {
             walk(&path, visit);
         } else if path.is_file() {
             visit(&path);
         }
     }
+}
+
+/// A folder that cargo builds into; it marks only those that it made itself.
+fn is_built(path: &Path) -> bool {
+    ["CACHEDIR.TAG", ".rustc_info.json"].iter().any(|mark| path.join(mark).exists())
 }
 
 fn none(rule: &str, mut found: Vec<String>) {
