@@ -210,6 +210,10 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
     }
     let node = node(config, address);
     let node_id = node.id.clone();
+    if config.roles.has(Role::Storage) {
+        let share = workers::share::run(bus.clone(), cache.clone(), node_id.clone(), registry.token());
+        registry.spawn(share);
+    }
     let (heart, token) = (cache.clone(), registry.token());
     registry.spawn(async move { heart.heartbeats(node, token).await });
 

@@ -15,6 +15,9 @@ mod wire;
 /// What waits on a disk while the broker is away.
 mod spool;
 
+/// Who takes from which shards.
+mod share;
+
 /// How soon there is room again.
 mod rate;
 
@@ -28,6 +31,7 @@ pub use in_process::Limits;
 use message::{Published, Spooled, StoredRange, ValidBatch};
 pub use rabbitmq::{DeadLetter, DeadLetters, RabbitOptions};
 use rate::DrainRate;
+pub use share::Share;
 pub use spool::SpoolOptions;
 
 use crate::store;
@@ -232,6 +236,15 @@ impl Bus {
             Backend::RabbitMq(bus) => {
                 bus.accepted().into_iter().map(|taking| Accepted(Taking::RabbitMq(taking))).collect()
             }
+        }
+    }
+
+    /// Says which part of the shards is this process's, of as many as there are. It leaves the others to whoever waits for
+    /// them, after finishing what it has taken.
+    pub fn set_share(&self, share: Share) {
+        match &self.0 {
+            Backend::InProcess(_) => {}
+            Backend::RabbitMq(bus) => bus.set_share(share),
         }
     }
 

@@ -3,6 +3,9 @@
 /// Appends accepted batches to the log.
 pub mod storage;
 
+/// Keeps this process to its share of them.
+pub mod share;
+
 /// Applies stored ranges to the counts.
 pub mod insight;
 

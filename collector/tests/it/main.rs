@@ -7,6 +7,7 @@ mod bus_dead_letters;
 mod bus_faults;
 mod bus_fixture;
 mod bus_publish;
+mod bus_share;
 mod bus_spool;
 mod cache_conformance;
 mod cache_faults;

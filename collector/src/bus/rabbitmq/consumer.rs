@@ -1,30 +1,20 @@
 //! Taking accepted batches off the broker. What is taken stays the broker's until it is stored: a process that dies, or
 //! holds it too long, gives it back.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_util::future::ready;
-use futures_util::stream::{self, StreamExt, select_all};
+use lapin::Connection;
 use lapin::message::Delivery as Message;
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions,
-};
-use lapin::types::{FieldTable, ShortString};
-use lapin::{Channel, Connection};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::lines::Lines;
 use super::link::{self, Ended};
 use super::options::RabbitOptions;
 use super::topology::Topology;
-use crate::bus::{self, Delivery, wire};
-
-/// Messages of one shard that a writer holds: two transactions of 2,000 events in batches of 500, so that the next is
-/// there when one commits. 8 of them, of 137 KiB each, in 4 shards take 4 MiB; of the largest, 32 MiB.
-const PREFETCH: u16 = 8;
+use crate::bus::{self, Delivery, Share, wire};
 
 /// How often it is looked whether something is held too long.
 const HELD_PERIOD: Duration = Duration::from_secs(1);
@@ -38,16 +28,16 @@ pub(super) struct Intake {
     none_held: Notify,
 }
 
-/// A message that was stored, by the connection it came over and its tag there.
+/// A message that was stored, by the channel it came over and its tag there.
 struct Ack {
-    connection: u64,
+    channel: u64,
     tag: u64,
 }
 
 /// The batches of one message; when all are stored the broker may forget it.
 pub(crate) struct Taken {
     intake: Arc<Intake>,
-    connection: u64,
+    channel: u64,
     tag: u64,
     /// Batches without an answer, and whether all answers so far were good.
     open: Mutex<(usize, bool)>,
@@ -61,7 +51,7 @@ impl Taken {
         open.1 &= stored;
         if *open == (0, true) {
             // The task that acknowledges is gone only when the connection is: then the message comes again.
-            let _ = self.intake.acks.send(Ack { connection: self.connection, tag: self.tag });
+            let _ = self.intake.acks.send(Ack { channel: self.channel, tag: self.tag });
         }
     }
 }
@@ -87,15 +77,17 @@ impl Intake {
 pub(super) struct Source {
     intake: Arc<Intake>,
     acks: mpsc::UnboundedReceiver<Ack>,
-    connections: u64,
+    share: watch::Receiver<Share>,
+    /// The number of the next channel: none is given twice, so that a late answer is never taken for another's.
+    next_channel: u64,
 }
 
 impl Source {
-    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Delivery>) {
+    pub(super) fn new(share: watch::Receiver<Share>) -> (Self, mpsc::UnboundedReceiver<Delivery>) {
         let (deliveries, receiver) = mpsc::unbounded_channel();
         let (acks, done) = mpsc::unbounded_channel();
         let intake = Intake { deliveries, acks, held: AtomicUsize::new(0), none_held: Notify::new() };
-        (Self { intake: Arc::new(intake), acks: done, connections: 0 }, receiver)
+        (Self { intake: Arc::new(intake), acks: done, share, next_channel: 0 }, receiver)
     }
 
     /// Takes from the shards over one connection until it breaks or the bus is closed.
@@ -114,132 +106,102 @@ impl Source {
             () = closing.cancelled() => return Ended::Done,
             () = self.intake.until_none_held() => {}
         }
-        self.connections += 1;
-        match self.take_all(connection, topology, shards, options, closing).await {
-            Ok(ended) | Err(ended) => ended,
+        let mut lines = match Lines::open(connection, topology, options, shards, self.next_channel).await {
+            Ok(lines) => lines,
+            Err(ended) => return ended,
+        };
+        let taken = self.take_all(&mut lines, connection, options, closing).await;
+        self.next_channel = lines.next_number();
+        match taken {
+            Ok(()) => self.finish(lines, options).await,
+            Err(ended) => ended,
         }
     }
 
     async fn take_all(
         &mut self,
+        lines: &mut Lines<'_>,
         connection: &Connection,
-        topology: &Topology,
-        shards: &[u16],
         options: &RabbitOptions,
         closing: &CancellationToken,
-    ) -> Result<Ended, Ended> {
-        let starting = async {
-            let channel = connection.create_channel().await?;
-            channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
-            let mut consumers = Vec::with_capacity(shards.len());
-            for shard in shards {
-                let (queue, tag) = (topology.accepted_queue(*shard), consumer_tag(*shard));
-                let consuming = BasicConsumeOptions::default();
-                let consumer = channel.basic_consume(queue, tag, consuming, FieldTable::default()).await?;
-                // One that ends because its queue is gone must be noticed: nobody would take from that shard.
-                consumers.push(consumer.map(Some).chain(stream::once(ready(None))));
-            }
-            Ok((channel, consumers))
-        };
-        let (channel, consumers) = link::answered(options, starting).await?;
-        let broke = |error: lapin::Error| Ended::Broke(link::words(options, &error));
-        let mut messages = select_all(consumers);
-        let mut held: BTreeMap<u64, Instant> = BTreeMap::new();
+    ) -> Result<(), Ended> {
         let mut look = tokio::time::interval(HELD_PERIOD);
         loop {
             // All are cancel-safe: a stream keeps what it has, so do a channel, a token and an interval.
             tokio::select! {
-                message = messages.next() => {
-                    let Some(Some(message)) = message else {
-                        return Ok(Ended::Broke("a queue is gone; everything is declared again".to_owned()));
-                    };
-                    let message = message.map_err(broke)?;
-                    if let Some(tag) = self.take(&channel, message).await.map_err(broke)? {
-                        held.insert(tag, Instant::now());
+                brought = lines.next() => {
+                    let share = *self.share.borrow();
+                    if let Some((channel, message)) = lines.sorted(brought, share).await? {
+                        self.take(lines, channel, message).await?;
                     }
                 }
-                Some(ack) = self.acks.recv() => {
-                    if ack.connection == self.connections {
-                        held.remove(&ack.tag);
-                    }
-                    self.acknowledge(&channel, &ack).await.map_err(broke)?;
-                }
-                () = closing.cancelled() => break,
+                Some(ack) = self.acks.recv() => self.acknowledge(lines, &ack).await?,
+                () = closing.cancelled() => return Ok(()),
                 _ = look.tick() => {
-                    if held.values().next().is_some_and(|since| since.elapsed() > options.hold_max) {
+                    if lines.held_since().is_some_and(|since| since.elapsed() > options.hold_max) {
                         let why = "batches were held too long; the broker keeps them until the store is back";
-                        return Ok(Ended::Broke(why.to_owned()));
+                        return Err(Ended::Broke(why.to_owned()));
                     }
                     if !connection.status().connected() {
-                        return Ok(Ended::Broke("the connection was lost".to_owned()));
+                        return Err(Ended::Broke("the connection was lost".to_owned()));
                     }
                 }
             }
         }
-        // The consumers are cancelled by name before they are dropped; what they still bring is given back with the channel.
-        self.finish(&channel, shards).await.map_err(broke)?;
-        drop(messages);
-        Ok(Ended::Done)
     }
 
-    /// Takes nothing more, waits until everything that was taken is answered, and has the broker know of it.
-    async fn finish(&mut self, channel: &Channel, shards: &[u16]) -> lapin::Result<()> {
-        for shard in shards {
-            channel.basic_cancel(consumer_tag(*shard), BasicCancelOptions::default()).await?;
-        }
+    /// Takes nothing more, waits until everything that was taken is answered, and has the broker know of it. Until then the
+    /// shards are nobody else's, so that their order is kept; what comes meanwhile goes back.
+    async fn finish(&mut self, mut lines: Lines<'_>, options: &RabbitOptions) -> Ended {
         loop {
             // Both are cancel-safe: a channel keeps what it has, and the count is looked at again.
             tokio::select! {
                 biased;
-                Some(ack) = self.acks.recv() => self.acknowledge(channel, &ack).await?,
+                Some(ack) = self.acks.recv() => if let Err(ended) = self.acknowledge(&mut lines, &ack).await {
+                    return ended;
+                },
                 // An answer is sent before its message counts as held no more, so none is behind this.
                 () = self.intake.until_none_held() => break,
             }
         }
         while let Ok(ack) = self.acks.try_recv() {
-            self.acknowledge(channel, &ack).await?;
+            if let Err(ended) = self.acknowledge(&mut lines, &ack).await {
+                return ended;
+            }
         }
-        channel.close(200, "done".into()).await
+        match lines.close().await {
+            Ok(()) => Ended::Done,
+            Err(error) => Ended::Broke(link::words(options, &error)),
+        }
     }
 
-    /// A tag means something only to the connection that gave it out.
-    async fn acknowledge(&self, channel: &Channel, ack: &Ack) -> lapin::Result<()> {
-        if ack.connection == self.connections {
-            channel.basic_ack(ack.tag, BasicAckOptions::default()).await?;
-        }
-        Ok(())
+    async fn acknowledge(&self, lines: &mut Lines<'_>, ack: &Ack) -> Result<(), Ended> {
+        let share = *self.share.borrow();
+        lines.acknowledge(ack.channel, ack.tag, share).await
     }
 
     /// Hands the batches of a message on; one that can't be read goes to the dead letters.
-    async fn take(&self, channel: &Channel, message: Message) -> lapin::Result<Option<u64>> {
+    async fn take(&self, lines: &mut Lines<'_>, channel: u64, message: Message) -> Result<(), Ended> {
         let tag = message.delivery_tag;
         let batches = match wire::read_message(&message.data) {
             Ok(batches) if !batches.is_empty() => batches,
-            Ok(_) => {
-                channel.basic_ack(tag, BasicAckOptions::default()).await?;
-                return Ok(None);
-            }
+            Ok(_) => return self.acknowledge(lines, &Ack { channel, tag }).await,
             Err(error) => {
                 tracing::error!(%error, bytes = message.data.len(), "a message goes to the dead letters");
-                channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await?;
-                return Ok(None);
+                return lines.reject(channel, tag).await;
             }
         };
         self.intake.held.fetch_add(1, Ordering::AcqRel);
+        lines.hold(channel, tag);
         let open = Mutex::new((batches.len(), true));
-        let taken = Taken { intake: Arc::clone(&self.intake), connection: self.connections, tag, open };
-        let taken = Arc::new(taken);
+        let taken = Arc::new(Taken { intake: Arc::clone(&self.intake), channel, tag, open });
         for batch in batches {
             let ticket = bus::Ticket::durable(Arc::clone(&taken));
             // A writer that is gone needs nothing; the message comes again elsewhere.
             let _ = self.intake.deliveries.send(Delivery { batch, ticket });
         }
-        Ok(Some(tag))
+        Ok(())
     }
-}
-
-fn consumer_tag(shard: u16) -> ShortString {
-    format!("storage-{shard}").into()
 }
 
 /// The receiving end of one writer.

@@ -21,6 +21,9 @@ mod drain;
 /// Taking batches.
 mod consumer;
 
+/// The channels they come over.
+mod lines;
+
 /// Ranges, announced and heard.
 mod fan;
 
@@ -32,13 +35,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::message::{Published, Spooled, StoredRange, ValidBatch};
 use super::spool::Spool;
-use super::{Error, Hint};
+use super::{Error, Hint, Share};
 pub(super) use consumer::{Taken, Taking};
 pub use dead::{DeadLetter, DeadLetters};
 use link::{Link, NoConnection};
@@ -59,6 +62,8 @@ struct Shared {
     spool: Option<Spool>,
     announcing: OnceLock<mpsc::Sender<Vec<StoredRange>>>,
     taken: AtomicBool,
+    /// Which shards are this process's.
+    share: watch::Sender<Share>,
     /// No batch is taken in any more, here and by the writers.
     closing: CancellationToken,
     cancel: CancellationToken,
@@ -112,6 +117,7 @@ impl RabbitMq {
             spool,
             announcing: OnceLock::new(),
             taken: AtomicBool::new(false),
+            share: watch::Sender::new(Share::default()),
             closing: CancellationToken::new(),
             writers: TaskTracker::new(),
             others,
@@ -163,7 +169,7 @@ impl RabbitMq {
     fn taking(&self, writer: usize, writers: usize) -> Taking {
         let shards: Vec<u16> =
             (0..self.0.topology.shards).filter(|shard| usize::from(*shard) % writers == writer).collect();
-        let (source, deliveries) = consumer::Source::new();
+        let (source, deliveries) = consumer::Source::new(self.0.share.subscribe());
         let source = Arc::new(Mutex::new(source));
         let (topology, options) = (self.0.topology.clone(), self.0.options.clone());
         let closing = self.0.closing.clone();
@@ -179,6 +185,10 @@ impl RabbitMq {
             }
         });
         Taking::new(deliveries, closing)
+    }
+
+    pub(super) fn set_share(&self, share: Share) {
+        self.0.share.send_replace(share);
     }
 
     pub(super) fn announce(&self, ranges: &[StoredRange]) {

@@ -1,0 +1,193 @@
+//! The channels over which one writer's shards come, one each: closing it gives everything back to the queue in order and lets
+//! the next consumer begin, in one step. A cancelled consumer would leave what it holds behind while the next already works.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::future::ready;
+use futures_util::stream::{self, BoxStream, SelectAll};
+use lapin::message::Delivery as Message;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection};
+
+use super::link::{self, Ended};
+use super::options::RabbitOptions;
+use super::topology::Topology;
+use crate::bus::Share;
+
+/// Messages of one shard that a writer holds: two transactions of 2,000 events in batches of 500, so that the next is
+/// there when one commits. 8 of them, of 137 KiB each, in 4 shards take 4 MiB; of the largest, 32 MiB.
+const PREFETCH: u16 = 8;
+
+/// The pause before a shard that came back is handed over again, from 5 s doubling to 80 s: whoever should have it isn't
+/// taking yet. A handover spends one of the 100 deliveries of the up to 8 messages that are on their way; in the pause they
+/// are stored here.
+const HANDOVER_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(80));
+
+/// What a channel brings: nothing when its consumer ended.
+type Brought = (u64, Option<lapin::Result<Message>>);
+
+/// The open channels of a writer.
+pub(super) struct Lines<'a> {
+    connection: &'a Connection,
+    topology: &'a Topology,
+    options: &'a RabbitOptions,
+    open: BTreeMap<u64, Line>,
+    messages: SelectAll<BoxStream<'static, Brought>>,
+    next_number: u64,
+    handed_over: BTreeMap<u16, HandedOver>,
+}
+
+/// A shard's channel.
+struct Line {
+    shard: u16,
+    channel: Channel,
+    /// What was given to the writer and isn't acknowledged, by tag, with the time.
+    held: BTreeMap<u64, Instant>,
+    /// It is about to be closed: what still comes is left to the next consumer.
+    leaving: bool,
+}
+
+struct HandedOver {
+    again: Instant,
+    pause: Duration,
+    share: Share,
+}
+
+impl<'a> Lines<'a> {
+    /// Opens a channel for each shard. `first_number` is above those of all channels before.
+    pub(super) async fn open(
+        connection: &'a Connection,
+        topology: &'a Topology,
+        options: &'a RabbitOptions,
+        shards: &[u16],
+        first_number: u64,
+    ) -> Result<Self, Ended> {
+        let mut lines = Self {
+            connection,
+            topology,
+            options,
+            open: BTreeMap::new(),
+            messages: SelectAll::new(),
+            next_number: first_number,
+            handed_over: BTreeMap::new(),
+        };
+        for shard in shards {
+            lines.add(*shard).await?;
+        }
+        Ok(lines)
+    }
+
+    /// The number of the next channel that is opened.
+    pub(super) fn next_number(&self) -> u64 {
+        self.next_number
+    }
+
+    async fn add(&mut self, shard: u16) -> Result<(), Ended> {
+        let queue = self.topology.accepted_queue(shard);
+        let opening = async {
+            let channel = self.connection.create_channel().await?;
+            channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+            let (tag, options) = (format!("storage-{shard}").into(), BasicConsumeOptions::default());
+            let consumer = channel.basic_consume(queue, tag, options, FieldTable::default()).await?;
+            Ok((channel, consumer))
+        };
+        let (channel, consumer) = link::answered(self.options, opening).await?;
+        let number = self.next_number;
+        self.next_number += 1;
+        // One that ends because its queue is gone must be noticed: nobody would take from that shard.
+        let brought = consumer.map(Some).chain(stream::once(ready(None)));
+        self.messages.push(brought.map(move |message| (number, message)).boxed());
+        self.open.insert(number, Line { shard, channel, held: BTreeMap::new(), leaving: false });
+        Ok(())
+    }
+
+    /// Waits for what a channel brings next. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<Brought> {
+        self.messages.next().await
+    }
+
+    /// Returns what a channel brought, when it is a message for the writer. One of a shard that others should have makes the
+    /// channel leave: then it takes no more, and goes when it holds nothing.
+    pub(super) async fn sorted(
+        &mut self,
+        brought: Option<Brought>,
+        share: Share,
+    ) -> Result<Option<(u64, Message)>, Ended> {
+        let gone = || Ended::Broke("a queue is gone; everything is declared again".to_owned());
+        let (number, message) = brought.ok_or_else(gone)?;
+        // Closed here: what it still brings is the broker's again.
+        let Some(line) = self.open.get_mut(&number) else { return Ok(None) };
+        let message = message.ok_or_else(gone)?.map_err(|error| broke(self.options, &error))?;
+        let wanted = share.has(line.shard, self.topology.shards);
+        let before = self.handed_over.get(&line.shard);
+        let too_soon = before.is_some_and(|before| before.share == share && Instant::now() < before.again);
+        line.leaving |= !wanted && !too_soon;
+        if line.leaving {
+            self.leave_if_done(number, share).await?;
+            return Ok(None);
+        }
+        Ok(Some((number, message)))
+    }
+
+    /// Notes that a message went to the writer.
+    pub(super) fn hold(&mut self, number: u64, tag: u64) {
+        if let Some(line) = self.open.get_mut(&number) {
+            line.held.insert(tag, Instant::now());
+        }
+    }
+
+    /// Acknowledges a message, if the channel that gave out its tag is still open. When it was the last that a leaving channel
+    /// held, its shard is handed over.
+    pub(super) async fn acknowledge(&mut self, number: u64, tag: u64, share: Share) -> Result<(), Ended> {
+        let Some(line) = self.open.get_mut(&number) else { return Ok(()) };
+        line.held.remove(&tag);
+        let acked = line.channel.basic_ack(tag, BasicAckOptions::default()).await;
+        acked.map_err(|error| broke(self.options, &error))?;
+        self.leave_if_done(number, share).await
+    }
+
+    /// Gives a message to the dead letters.
+    pub(super) async fn reject(&mut self, number: u64, tag: u64) -> Result<(), Ended> {
+        let Some(line) = self.open.get(&number) else { return Ok(()) };
+        let rejected = line.channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await;
+        rejected.map_err(|error| broke(self.options, &error))
+    }
+
+    /// Closes the channel of a shard that others should have, once everything that was taken from it is stored and
+    /// acknowledged, and stands at the end of the queue's line of consumers again.
+    async fn leave_if_done(&mut self, number: u64, share: Share) -> Result<(), Ended> {
+        if !self.open.get(&number).is_some_and(|line| line.leaving && line.held.is_empty()) {
+            return Ok(());
+        }
+        let Some(line) = self.open.remove(&number) else { return Ok(()) };
+        link::answered(self.options, line.channel.close(200, "handed over".into())).await?;
+        tracing::debug!(shard = line.shard, "a shard was handed over to another process");
+        let (first, longest) = HANDOVER_PAUSE;
+        let before = self.handed_over.get(&line.shard).filter(|before| before.share == share);
+        let pause = before.map_or(first, |before| (before.pause * 2).min(longest));
+        let handed_over = HandedOver { again: Instant::now() + pause, pause, share };
+        self.handed_over.insert(line.shard, handed_over);
+        self.add(line.shard).await
+    }
+
+    /// Since when the message has been held that was taken first of those in the writer's hands.
+    pub(super) fn held_since(&self) -> Option<Instant> {
+        // Tags rise with time, so the first of each channel is its oldest.
+        self.open.values().filter_map(|line| line.held.values().next().copied()).min()
+    }
+
+    /// Closes every channel: what isn't acknowledged goes back, in order.
+    pub(super) async fn close(self) -> lapin::Result<()> {
+        for line in self.open.into_values() {
+            line.channel.close(200, "done".into()).await?;
+        }
+        Ok(())
+    }
+}
+
+fn broke(options: &RabbitOptions, error: &lapin::Error) -> Ended {
+    Ended::Broke(link::words(options, error))
+}
