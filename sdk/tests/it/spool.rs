@@ -229,6 +229,28 @@ fn a_full_spool_falls_back_to_memory_or_drops_the_oldest() {
 }
 
 #[test]
+fn an_event_that_no_collector_takes_is_kept_aside_in_the_spool() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bucket, sink) =
+        Bucket::builder("http://test.invalid", "key").spool(folder.path()).build_test().unwrap();
+    sink.fail_next(413);
+    bucket.capture(event!("large", number: 7));
+    sink.settle();
+    let report = bucket.shutdown_blocking(LONG);
+    assert_eq!((report.ledger.dropped.too_large, report.still_pending), (1, 0), "{report:?}");
+    assert!(report.ledger.balances());
+    let mut files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    let file =
+        files.find(|path| path.extension().is_some_and(|ending| ending == "db")).expect("the file stays");
+    let spool = rusqlite::Connection::open(file).unwrap();
+    let select = "SELECT count(*), min(reason), instr(min(body), 'large') > 0 FROM dead_letters";
+    let (count, reason, body): (i64, String, bool) =
+        spool.query_row(select, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+    assert_eq!((count, body), (1, true));
+    assert!(reason.contains("413") || reason.contains("too large"), "{reason}");
+}
+
+#[test]
 fn the_newest_are_kept_at_the_end_where_the_oldest_make_room() {
     let folder = tempfile::tempdir().unwrap();
     let switch = Arc::new(Switch::default());
