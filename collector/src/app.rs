@@ -1,8 +1,10 @@
 //! The composition root: the only place that names backends. Starts everything in the order in which it depends on each
 //! other, and stops it the other way round.
 
+/// Why it couldn't start.
+mod error;
+
 use std::future::pending;
-use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,10 +15,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use error::Error;
+
 use crate::bus::{self, Bus, DeadLetters, RabbitOptions, SpoolOptions};
 use crate::cache::{self, Cache, Node, RedisOptions};
 use crate::config::{Config, EdgeConfig, LimitsConfig, Role, ServerUrl};
-use crate::edge::{self, Health, Tls, TlsError};
+use crate::edge::{self, Health, Tls};
 use crate::ingest::Ingest;
 use crate::project::AccountId;
 use crate::query::Reader;
@@ -46,66 +50,6 @@ const DRAIN_NOTICE: Duration = Duration::from_secs(2);
 
 /// How long storage may take for what the bus has accepted at shutdown: 64 MiB at a poor disk's 10 MB/s, four times over.
 const STORAGE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Why the collector couldn't start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The data folder or what is in it.
-    #[error(transparent)]
-    Store(store::Error),
-    /// The disk of the data folder. A running collector goes on by itself; one that couldn't start doesn't.
-    #[error("the disk is full; free some space, then start it again")]
-    DiskFull,
-    /// The address.
-    #[error("{}", bind_words(*.address, .source))]
-    Bind {
-        /// The address that was asked for.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The broker.
-    #[error(transparent)]
-    Bus(#[from] bus::Error),
-    /// The cache.
-    #[error(transparent)]
-    Cache(#[from] cache::Error),
-    /// TLS.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The free space on the disk.
-    #[error("the free space of the data folder's disk can't be read: {0}")]
-    Disk(io::Error),
-}
-
-impl From<store::Error> for Error {
-    fn from(error: store::Error) -> Self {
-        match error {
-            store::Error::DiskFull => Self::DiskFull,
-            other => Self::Store(other),
-        }
-    }
-}
-
-fn bind_words(address: SocketAddr, source: &io::Error) -> String {
-    match source.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!("{address} is in use; stop what listens there or choose another address with --listen")
-        }
-        io::ErrorKind::PermissionDenied => {
-            format!(
-                "{address} may not be used by this user; ports below 1024 need a privilege, choose another with --listen"
-            )
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            format!(
-                "{address} is not an address of this machine; choose one that is, or 0.0.0.0, with --listen"
-            )
-        }
-        _ => format!("can't listen on {address}: {source}; choose another address with --listen"),
-    }
-}
 
 /// A collector at work.
 pub struct Running {
@@ -148,7 +92,14 @@ impl Foundation {
             None => Bus::in_process(bus::Limits::default()),
         };
         let cache = match &config.cache_url {
-            Some(url) => Cache::redis(RedisOptions::new(url.secret())?).await?,
+            Some(url) => {
+                let options = RedisOptions::new(url.secret())?;
+                let options = match &config.cache_ca_file {
+                    Some(file) => options.trusting(file)?,
+                    None => options,
+                };
+                Cache::redis(options).await?
+            }
             None => Cache::memory(),
         };
         Ok(Self { store, bus, cache, _lock: lock })
@@ -159,6 +110,7 @@ fn broker(config: &Config) -> Option<RabbitOptions> {
     let mut options = RabbitOptions::new(config.bus.url.clone()?);
     options.shards = u16::try_from(config.bus.shards).unwrap_or(u16::MAX);
     options.writers = config.bus.writers;
+    options.ca_file.clone_from(&config.bus.ca_file);
     Some(options)
 }
 

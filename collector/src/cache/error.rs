@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use thiserror::Error;
 
 /// Why a cache can't be used. Only starting fails with it: afterwards a cache that is away answers "not known".
@@ -20,6 +22,25 @@ pub enum Error {
         /// Host and port.
         server: String,
         /// What it said.
+        reason: String,
+    },
+    /// Nobody who is believed signed the server's certificate, or it is another's.
+    #[error(
+        "redis at {server} shows a certificate that is not accepted ({reason}); name the authority that signed it in \
+         [cache] ca_file"
+    )]
+    Certificate {
+        /// Host and port.
+        server: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file of certificate authorities can't be read.
+    #[error("[cache] ca_file {} can't be read: {reason}", .file.display())]
+    CaFile {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
         reason: String,
     },
     /// The server can't be reached, or can't be used now.

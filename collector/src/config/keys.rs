@@ -117,6 +117,13 @@ pub(super) const KEYS: &[Key] = &[
         ..absent("bus.url", "EVENTBUCKET_BUS_URL", "amqp://eventbucket:password@127.0.0.1:5672/%2f")
     },
     Key {
+        about: &[
+            "Certificate authorities as PEM that are believed about an amqps:// server, beside the system's.",
+            "Relative to this file.",
+        ],
+        ..absent("bus.ca_file", "EVENTBUCKET_BUS_CA_FILE", "rabbitmq-ca.pem")
+    },
+    Key {
         about: &["Queues that the projects are spread over; the same in every process of a collector."],
         ..number("bus.shards", "EVENTBUCKET_BUS_SHARDS", "8")
     },
@@ -129,6 +136,13 @@ pub(super) const KEYS: &[Key] = &[
             "Redis instead of this process' memory: redis:// or, with TLS, rediss://. All of it can be rebuilt.",
         ],
         ..absent("cache.url", "EVENTBUCKET_CACHE_URL", "redis://:password@127.0.0.1:6379/0")
+    },
+    Key {
+        about: &[
+            "Certificate authorities as PEM that are believed about a rediss:// server, instead of the system's.",
+            "Relative to this file.",
+        ],
+        ..absent("cache.ca_file", "EVENTBUCKET_CACHE_CA_FILE", "redis-ca.pem")
     },
     Key {
         about: &["How long a request's headers may take."],

@@ -65,6 +65,8 @@ pub struct Config {
     pub bus: BusConfig,
     /// The Redis that keeps what may be lost; this process' memory without it.
     pub cache_url: Option<ServerUrl>,
+    /// The certificate authorities of a `rediss://` server, PEM; the system's without it.
+    pub cache_ca_file: Option<PathBuf>,
     /// The HTTP side.
     pub edge: EdgeConfig,
     /// TLS on the listener; plain HTTP without it.
@@ -92,6 +94,8 @@ pub struct StoreConfig {
 pub struct BusConfig {
     /// A RabbitMQ; queues in this process without it.
     pub url: Option<ServerUrl>,
+    /// Certificate authorities of an `amqps://` server beside the system's, PEM.
+    pub ca_file: Option<PathBuf>,
     /// Queues that the projects are spread over.
     pub shards: usize,
     /// Writers of one storage process.
@@ -199,6 +203,7 @@ impl Config {
             store: reader.store(),
             bus: reader.bus(),
             cache_url: reader.url("cache.url", &["redis", "rediss"]),
+            cache_ca_file: reader.ca_file("cache.ca_file", "cache.url"),
             edge: reader.edge(),
             tls: reader.tls(),
             log: reader.log(),

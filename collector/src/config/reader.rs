@@ -111,6 +111,7 @@ impl<'a> Reader<'a> {
     pub(super) fn bus(&mut self) -> BusConfig {
         BusConfig {
             url: self.url("bus.url", &["amqp", "amqps"]),
+            ca_file: self.ca_file("bus.ca_file", "bus.url"),
             shards: self.within("bus.shards", 256),
             writers: self.within("bus.writers", 64),
         }
@@ -118,6 +119,15 @@ impl<'a> Reader<'a> {
 
     pub(super) fn url(&mut self, name: &str, schemes: &[&str]) -> Option<ServerUrl> {
         self.parsed(name, |text| ServerUrl::parse(text, schemes))
+    }
+
+    /// Certificate authorities that are to be believed about a server.
+    pub(super) fn ca_file(&mut self, name: &str, server: &str) -> Option<PathBuf> {
+        let file = self.file(name);
+        if file.is_some() && self.settings.get(server).is_none() {
+            self.lacks(name, server);
+        }
+        file
     }
 
     pub(super) fn tls(&mut self) -> Option<TlsConfig> {

@@ -84,7 +84,7 @@ fn every_key_of_the_example_is_read_back_as_its_default() {
             _ => format!("{line}\n"),
         })
         .collect();
-    assert_eq!(uncommented, keys::KEYS.len() - 2, "all but the two TLS files");
+    assert_eq!(uncommented, keys::KEYS.len() - 4, "all but the four TLS files");
     let config = load(Some(&text), &[], Flags::default()).unwrap();
     assert_eq!(
         EdgeConfig { advertise: None, drain_notice: None, spool: None, ..config.edge },
@@ -178,6 +178,15 @@ fn tls_needs_both_files_and_both_must_open() {
     let found = mistakes("[tls]\ncertificate = \"absent.pem\"\n");
     assert!(found.iter().any(|m| m.contains("absent.pem") && m.contains("No such file")), "{found:?}");
     assert!(found.iter().any(|m| m.contains("`tls.certificate` needs `tls.key`")), "{found:?}");
+}
+
+#[test]
+fn authorities_need_a_server_and_must_open() {
+    let found = mistakes("[bus]\nca_file = \"absent.pem\"\n[cache]\nca_file = \"absent.pem\"\n");
+    for part in ["`bus.ca_file`: open", "`bus.ca_file` needs `bus.url`", "`cache.ca_file` needs `cache.url`"]
+    {
+        assert!(found.iter().any(|mistake| mistake.contains(part)), "{found:?}");
+    }
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod query_manage;
 mod query_tail;
 mod rolling;
 mod serve_limits;
+mod serve_server_tls;
 mod serve_spool;
 mod serve_start;
 mod serve_stop;

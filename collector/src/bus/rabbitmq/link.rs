@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_rs::Runtime;
+use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 use tokio_util::sync::CancellationToken;
@@ -74,6 +75,12 @@ pub(super) fn words(options: &RabbitOptions, error: &lapin::Error) -> String {
             options.url
         );
     }
+    if text.contains("certificate") {
+        return format!(
+            "RabbitMQ at {} shows a certificate that is not accepted ({text}); name the authority that signed it in [bus] ca_file",
+            options.url
+        );
+    }
     if text.contains("ACCESS_REFUSED") || text.contains("access-refused") {
         return format!("RabbitMQ at {} refused the user or password ({text}); check [bus] url", options.url);
     }
@@ -101,8 +108,14 @@ impl NoConnection {
     }
 
     fn of(options: &RabbitOptions, error: &lapin::Error) -> Self {
-        const NO: [&str; 5] =
-            ["PRECONDITION_FAILED", "inequivalent", "ACCESS_REFUSED", "access-refused", "NOT_ALLOWED"];
+        const NO: [&str; 6] = [
+            "PRECONDITION_FAILED",
+            "inequivalent",
+            "ACCESS_REFUSED",
+            "access-refused",
+            "NOT_ALLOWED",
+            "certificate",
+        ];
         let reason = words(options, error);
         if NO.iter().any(|no| reason.contains(no)) { Self::Refused(reason) } else { Self::Away(reason) }
     }
@@ -118,9 +131,17 @@ pub(super) async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Co
     address.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
     let name = format!("eventbucket {purpose}");
     let properties = ConnectionProperties::default().with_connection_name(name.into());
+    // Read each time: authorities are replaced while a collector runs.
+    let cert_chain = match &options.ca_file {
+        Some(file) => Some(tokio::fs::read_to_string(file).await.map_err(|error| {
+            NoConnection::Refused(format!("[bus] ca_file {} can't be read: {error}", file.display()))
+        })?),
+        None => None,
+    };
+    let tls = OwnedTLSConfig { identity: None, cert_chain };
     let connecting = async {
         let runtime = Runtime::tokio_current();
-        let connection = Connection::connect_uri_with_runtime(address, properties, runtime).await?;
+        let connection = Connection::connect_uri_with_config(address, properties, tls, runtime).await?;
         let channel = connection.create_channel().await?;
         Topology::new(options).declare(&channel).await?;
         channel.close(200, "declared".into()).await?;

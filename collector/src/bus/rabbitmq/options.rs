@@ -1,4 +1,5 @@
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::bus::SpoolOptions;
@@ -10,6 +11,8 @@ use crate::config::ServerUrl;
 pub struct RabbitOptions {
     /// Where it is: `amqp://` or `amqps://`, user, password, host, port and virtual host.
     pub url: ServerUrl,
+    /// Certificate authorities of an `amqps://` server beside the system's, PEM.
+    pub ca_file: Option<PathBuf>,
     /// What every exchange and queue is called first, so that several collectors can share a virtual host.
     pub prefix: String,
     /// Queues that the projects are spread over.
@@ -39,6 +42,7 @@ impl RabbitOptions {
     pub fn new(url: ServerUrl) -> Self {
         Self {
             url,
+            ca_file: None,
             prefix: "eventbucket".to_owned(),
             shards: 8,
             writers: 2,

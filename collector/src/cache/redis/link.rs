@@ -155,6 +155,9 @@ impl Shared {
         let (server, reason) = (self.server.clone(), error.to_string());
         let refused = matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
             || error.kind() == ErrorKind::AuthenticationFailed;
+        if reason.contains("certificate") {
+            return Error::Certificate { server, reason };
+        }
         if refused { Error::Refused { server, reason } } else { Error::Away { server, reason } }
     }
 }

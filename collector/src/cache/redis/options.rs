@@ -1,4 +1,5 @@
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use redis::{Client, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
@@ -43,6 +44,16 @@ impl RedisOptions {
             answer_timeout: ANSWER_TIMEOUT,
             bulk_timeout: BULK_TIMEOUT,
         })
+    }
+
+    /// Believes the certificate authorities of a PEM file about the server, and no others.
+    ///
+    /// # Errors
+    /// [`Error::CaFile`] when it can't be read.
+    pub fn trusting(self, ca_file: &Path) -> Result<Self, Error> {
+        let failed =
+            |error: std::io::Error| Error::CaFile { file: ca_file.to_owned(), reason: error.to_string() };
+        Ok(Self { root_certificate_pem: Some(std::fs::read(ca_file).map_err(failed)?), ..self })
     }
 
     pub(super) fn client(&self) -> Result<Client, Error> {
