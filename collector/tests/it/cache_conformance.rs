@@ -9,9 +9,10 @@ use eventbucket_collector::cache::{
 };
 use eventbucket_collector::project::{AccountId, Grant, KeyHash, KeyKind, ProjectId, Standing};
 use eventbucket_collector::store::{Applied, CountTotals, ViewState};
+use eventbucket_servers::Redis;
 use uuid::Uuid;
 
-use crate::cache_server::Redis;
+use crate::cache_fixture::Asked as _;
 use crate::store_fixture::eventually;
 
 const SHOP: ProjectId = ProjectId(1);
@@ -20,7 +21,7 @@ const EPOCH: Uuid = Uuid::from_u128(1);
 
 /// Each backend by its name, each with nothing in it.
 async fn each() -> [(&'static str, Cache, Option<Redis>); 2] {
-    let redis = Redis::start();
+    let redis = Redis::start().unwrap();
     let cache = redis.cache().await;
     [("memory", Cache::memory(), None), ("redis", cache, Some(redis))]
 }

@@ -7,10 +7,11 @@ use eventbucket_collector::cache::{
 };
 use eventbucket_collector::project::{AccountId, Grant, KeyHash, KeyKind, ProjectId, Standing};
 use eventbucket_collector::store::{Applied, CountTotals, ViewState};
+use eventbucket_servers::Redis;
 use uuid::Uuid;
 
 use crate::cache_conformance::ask;
-use crate::cache_server::Redis;
+use crate::cache_fixture::Asked as _;
 use crate::store_fixture::eventually;
 
 const SHOP: ProjectId = ProjectId(1);
@@ -55,9 +56,9 @@ async fn nothing_is_known(cache: &Cache) {
 
 #[tokio::test]
 async fn a_paused_redis_holds_up_no_request_for_longer_than_one_timeout() {
-    let redis = Redis::start();
+    let redis = Redis::start().unwrap();
     let cache = redis.cache().await;
-    redis.pause();
+    redis.pause().unwrap();
     let since = Instant::now();
     let all = (0..100).map(|i| {
         let cache = cache.clone();
@@ -77,25 +78,25 @@ async fn a_paused_redis_holds_up_no_request_for_longer_than_one_timeout() {
     assert!(since.elapsed() < Duration::from_millis(100), "{:?}", since.elapsed());
     let error = cache.serving().unwrap_err().to_string();
     assert!(error.contains("is away (") && error.contains("check that it runs"), "{error}");
-    redis.resume();
+    redis.resume().unwrap();
     back(&cache).await;
     eventually("counters are kept again", async || cache.reset(SHOP, EPOCH, totals(5)).await).await;
 }
 
 #[tokio::test]
 async fn a_killed_redis_is_found_again_and_starts_from_nothing() {
-    let mut redis = Redis::start();
+    let mut redis = Redis::start().unwrap();
     let cache = redis.cache().await;
     let mut tail = cache.subscribe_tail();
     assert_eq!(tail.recv().await, Some(Tail::Missed));
     assert!(cache.reset(SHOP, EPOCH, totals(5)).await);
-    redis.kill();
+    redis.kill().unwrap();
     eventually("the loss is noticed", async || cache.serving().is_err()).await;
     cache.counters(SHOP).await;
     let since = Instant::now();
     nothing_is_known(&cache).await;
     assert!(since.elapsed() < Duration::from_millis(100), "{:?}", since.elapsed());
-    redis.restart();
+    redis.restart().unwrap();
     let since = Instant::now();
     back(&cache).await;
     assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
@@ -111,7 +112,7 @@ async fn a_killed_redis_is_found_again_and_starts_from_nothing() {
 
 #[tokio::test]
 async fn a_revoked_key_stops_working_at_once_in_every_process() {
-    let redis = Redis::start();
+    let redis = Redis::start().unwrap();
     let (edge, revoker) = (redis.cache().await, redis.cache().await);
     let hash = KeyHash::of("key");
     // The subscription of the edge stands when an invalidation gets through long before an entry ends by itself.
@@ -130,7 +131,7 @@ async fn a_revoked_key_stops_working_at_once_in_every_process() {
 
 #[tokio::test]
 async fn a_revoked_key_stops_working_within_a_second_without_pub_sub() {
-    let redis = Redis::start();
+    let redis = Redis::start().unwrap();
     redis.run::<()>(&["ACL", "SETUSER", "default", "-@pubsub"]);
     let (edge, revoker) = (redis.cache().await, redis.cache().await);
     let hash = KeyHash::of("key");
@@ -145,7 +146,7 @@ async fn a_revoked_key_stops_working_within_a_second_without_pub_sub() {
 
 #[tokio::test]
 async fn a_key_revoked_before_an_older_redis_came_back_is_not_believed() {
-    let mut redis = Redis::start();
+    let mut redis = Redis::start().unwrap();
     let hash = KeyHash::of("key");
     {
         let edge = redis.cache().await;
@@ -153,8 +154,8 @@ async fn a_key_revoked_before_an_older_redis_came_back_is_not_believed() {
         redis.run::<()>(&["SAVE"]);
         assert!(edge.forget_keys().await);
     }
-    redis.kill();
-    redis.restart();
+    redis.kill().unwrap();
+    redis.restart().unwrap();
     let entries: Vec<String> = redis.run(&["KEYS", "eventbucket:{keys}:*"]);
     assert_eq!(entries.len(), 2, "the entry came back, and the version it was written under: {entries:?}");
     let edge = redis.cache().await;
@@ -163,15 +164,15 @@ async fn a_key_revoked_before_an_older_redis_came_back_is_not_believed() {
 
 #[tokio::test]
 async fn a_key_revoked_while_redis_could_not_be_reached_is_not_believed_afterwards() {
-    let redis = Redis::start();
+    let redis = Redis::start().unwrap();
     let (edge, revoker) = (redis.cache().await, redis.cache().await);
     let hash = KeyHash::of("key");
     known(&edge, hash).await;
-    redis.pause();
+    redis.pause().unwrap();
     assert!(!revoker.forget_keys().await);
     let since = Instant::now();
     eventually("the loss is noticed", async || edge.serving().is_err()).await;
-    redis.resume();
+    redis.resume().unwrap();
     back(&edge).await;
     // What the edge itself remembers ends after a second; what Redis remembers is worth nothing any more.
     eventually("forgetting", async || matches!(edge.standing(&hash).await, Recalled::Ask(_))).await;
@@ -182,7 +183,7 @@ async fn a_key_revoked_while_redis_could_not_be_reached_is_not_believed_afterwar
 
 #[tokio::test]
 async fn tokens_of_a_lock_rise_over_a_redis_that_lost_everything() {
-    let redis = Redis::start();
+    let redis = Redis::start().unwrap();
     let (one, two) = (redis.cache().await, redis.cache().await);
     let mut first = one.lock("job", Duration::from_secs(30)).await.unwrap();
     redis.run::<()>(&["FLUSHALL"]);
@@ -193,7 +194,7 @@ async fn tokens_of_a_lock_rise_over_a_redis_that_lost_everything() {
 
 #[tokio::test]
 async fn a_node_that_fell_silent_is_no_longer_listed() {
-    let redis = Redis::start();
+    let redis = Redis::start().unwrap();
     let (one, two) = (redis.cache().await, redis.cache().await);
     let node = |id: &str| Node {
         id: id.to_owned(),
@@ -222,7 +223,7 @@ async fn a_node_that_fell_silent_is_no_longer_listed() {
 /// Two edges that take as fast as they can get no more between them than one would.
 #[tokio::test(flavor = "multi_thread")]
 async fn edges_share_a_rate() {
-    let redis = Redis::start();
+    let redis = Redis::start().unwrap();
     let limits =
         Limits { rate: Some(RateLimit { events_per_s: 2_000, burst: 500 }), quota: Quota::default() };
     let since = Instant::now();
@@ -253,7 +254,7 @@ async fn edges_share_a_rate() {
 /// While Redis is away each edge grants its share; what passed meanwhile is read from the ledger afterwards.
 #[tokio::test]
 async fn edges_that_lost_redis_go_on_with_their_share() {
-    let mut redis = Redis::start();
+    let mut redis = Redis::start().unwrap();
     let (one, two) = (redis.cache().await, redis.cache().await);
     let rate = RateLimit { events_per_s: 100, burst: 100 };
     let quota = Quota { per_day: Some(1_000_000), per_month: None };
@@ -272,14 +273,14 @@ async fn edges_that_lost_redis_go_on_with_their_share() {
     }
     assert!(one.recount_quota(SHOP, Used::default()).await);
     assert!(!one.take(SHOP, 100, &limits).await.recount);
-    redis.kill();
+    redis.kill().unwrap();
     eventually("the loss is noticed", async || one.serving().is_err() && two.serving().is_err()).await;
     for edge in [&one, &two] {
         let taken = edge.take(SHOP, 50, &limits).await;
         assert_eq!((taken.refused, taken.exact, taken.rate.unwrap().limit), (None, false, 50));
         assert_eq!(edge.take(SHOP, 50, &limits).await.refused, Some(Bound::Rate));
     }
-    redis.restart();
+    redis.restart().unwrap();
     back(&one).await;
     let taken = one.take(SHOP, 1, &limits).await;
     assert!(taken.exact && taken.recount, "{taken:?}");
@@ -290,7 +291,7 @@ async fn edges_that_lost_redis_go_on_with_their_share() {
 
 #[tokio::test]
 async fn what_an_edge_holds_ready_goes_back_when_it_stops() {
-    let redis = Redis::start();
+    let redis = Redis::start().unwrap();
     let (one, two) = (redis.cache().await, redis.cache().await);
     let limits = Limits { rate: None, quota: Quota { per_day: Some(500), per_month: None } };
     assert!(one.recount_quota(SHOP, Used::default()).await);
@@ -304,7 +305,7 @@ async fn what_an_edge_holds_ready_goes_back_when_it_stops() {
 
 #[tokio::test]
 async fn starting_without_redis_says_what_to_do_and_no_password() {
-    let mut redis = Redis::start_with(&["--requirepass", "sesame"]);
+    let mut redis = Redis::start_with(&["--requirepass", "sesame"]).unwrap();
     let at = |password: &str| {
         let url = redis.url().replace("redis://", &format!("redis://default:{password}@"));
         RedisOptions::new(&url).unwrap()
@@ -320,7 +321,7 @@ async fn starting_without_redis_says_what_to_do_and_no_password() {
         }
     }
     let gone = at("sesame");
-    redis.kill();
+    redis.kill().unwrap();
     let error = Cache::redis(gone).await.err().unwrap();
     let said = format!("{error} {error:?}");
     assert!(said.contains("check that it runs") && !said.contains("sesame"), "{said}");
@@ -359,7 +360,8 @@ async fn tls_is_used_and_a_server_of_another_authority_is_refused() {
         &authority,
         "--tls-auth-clients",
         "no",
-    ]);
+    ])
+    .unwrap();
     let mut options = RedisOptions::new(&format!("rediss://localhost:{port}/0")).unwrap();
     options.root_certificate_pem = Some(trusted.into_bytes());
     let cache = Cache::redis(options.clone()).await.unwrap();

@@ -8,9 +8,10 @@ use std::time::Duration;
 use eventbucket_collector::cache::{Cache, Counters, CountersState};
 use eventbucket_collector::project::ProjectId;
 use eventbucket_collector::store::{Applied, CountTotals, ViewState};
+use eventbucket_servers::Redis;
 use uuid::Uuid;
 
-use crate::cache_server::Redis;
+use crate::cache_fixture::Asked as _;
 use crate::random::{Random, rounds};
 use crate::store_fixture::eventually;
 
@@ -171,13 +172,13 @@ async fn fault(redis: &mut Redis, random: &mut Random) {
         0 => redis.run::<()>(&["FLUSHALL"]),
         1 => redis.run::<()>(&["SAVE"]),
         2 => {
-            redis.kill();
-            redis.restart();
+            redis.kill().unwrap();
+            redis.restart().unwrap();
         }
         3 => {
-            redis.pause();
+            redis.pause().unwrap();
             tokio::time::sleep(Duration::from_millis(random.below(600))).await;
-            redis.resume();
+            redis.resume().unwrap();
         }
         _ => redis.run::<()>(&["CLIENT", "KILL", "TYPE", "normal"]),
     }
@@ -187,7 +188,7 @@ async fn fault(redis: &mut Redis, random: &mut Random) {
 async fn counters_in_redis_are_always_those_of_a_state_of_the_log() {
     for seed in 0..rounds("EVENTBUCKET_CACHE_ROUNDS", 4) {
         println!("seed {seed}");
-        let mut redis = Redis::start();
+        let mut redis = Redis::start().unwrap();
         let model = Arc::new(Mutex::new(Model::new()));
         let mut workers = Vec::new();
         for number in 0..2 {

@@ -108,7 +108,8 @@ async fn a_collector_speaks_tls_to_its_servers_and_believes_only_those_it_was_to
     });
     drop(collector);
 
-    let signed_by_nobody = ["RabbitMQ at amqps://guest:***@localhost", "invalid peer certificate", "[bus] ca_file"];
+    let signed_by_nobody =
+        ["RabbitMQ at amqps://guest:***@localhost", "invalid peer certificate", "[bus] ca_file"];
     refused(&servers.config("localhost", Some("other.pem"), Some("own.pem")), &signed_by_nobody);
     refused(&servers.config("localhost", None, Some("own.pem")), &signed_by_nobody);
     let another_name = ["not valid for name", "[bus] ca_file"];
