@@ -11,6 +11,7 @@ use eventbucket_collector::query::audit::audit;
 use eventbucket_collector::store::{CountsQuery, Store};
 use eventbucket_collector::workers::{insight, storage};
 use eventbucket_protocol::Event;
+use eventbucket_servers::Redis;
 use futures_util::StreamExt as _;
 use lapin::options::{BasicConsumeOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
@@ -18,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus_fixture::{Direct, bus, options, shared, until};
-use crate::cache_server::Redis;
+use crate::cache_fixture::Asked as _;
 use crate::store_fixture::{Place, batch, event, eventually, project, totals};
 
 /// Insight in a process of its own, as far as anybody can tell.
@@ -113,7 +114,7 @@ async fn doubled_overlapping_and_reversed_announcements_change_nothing_on_any_st
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nor_do_they_over_rabbitmq() {
-    let redis = Redis::start();
+    let redis = Redis::start().unwrap();
     for (place, store) in Place::both().await {
         let shop = project(&store, "shop").await.project.id;
         let options = options(shared());
