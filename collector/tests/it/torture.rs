@@ -114,6 +114,26 @@ fn no_schedule_of_faults_loses_or_doubles_an_event() {
     }
 }
 
+/// The same with edges that keep batches on disk while the broker is away. SPOOL_SCHEDULES and SPOOL_SEED choose others.
+#[test]
+fn no_schedule_of_faults_loses_or_doubles_an_event_that_waits_in_a_spool() {
+    let (schedules, seed) = (rounds("SPOOL_SCHEDULES", 4), rounds("SPOOL_SEED", 1));
+    let rabbitmq = std::thread::spawn(|| RabbitMq::start().unwrap());
+    let (postgres, redis) = (Postgres::start().unwrap(), Redis::start().unwrap());
+    let rabbitmq = rabbitmq.join().unwrap();
+    let spool = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut command = torture(&postgres, &rabbitmq, &redis);
+    let broker = controlled!(rabbitmq);
+    command.args(broker.arguments("rabbitmq")).arg("--spool").arg(spool.path());
+    command.args(["--schedules", &schedules.to_string(), "--seed", &seed.to_string()]);
+    let output = command.output().unwrap();
+    let lines = lines(&output);
+    let figures = lines.last().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    println!("{figures}");
+    assert!(output.status.success(), "{}\n{lines:#?}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!((&figures["held"], &figures["audit_holds"]), (&schedules.into(), &true.into()), "{figures}");
+}
+
 /// Changes the identity of a stored event as soon as there is one, as a store that mixes events up would.
 fn spoil(postgres: &Postgres) {
     let sql = "UPDATE event SET id = gen_random_uuid(), id_text = 'nobody' WHERE position = 1";

@@ -32,6 +32,7 @@ mod check;
 mod report;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -99,6 +100,9 @@ pub(super) struct TortureArgs {
     /// Run the schedule of this seed alone
     #[arg(long, value_name = "SEED")]
     only: Option<u64>,
+    /// Give the edges a spool in this folder, for when the broker is away
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
     /// Print a JSON object a line
     #[arg(long)]
     json: bool,
@@ -179,6 +183,9 @@ fn seed_of_now() -> u64 {
 /// The command that runs a schedule again. Addresses may hold passwords: they are left to the variables.
 fn replay(args: &TortureArgs, seed: u64) -> String {
     let mut command = format!("eventbucket torture --only {seed}");
+    if let Some(folder) = &args.spool {
+        command.push_str(&format!(" --spool '{}'", folder.display()));
+    }
     for (server, Control { kill, start }) in args.control.controls() {
         let quoted = |text: &str| text.replace('\'', r"'\''");
         command.push_str(&format!(
@@ -216,7 +223,7 @@ impl Torture {
         let (store, bus, cache) =
             app::servers(&config).await.map_err(|error| Failure::new("use the servers", error))?;
         let program = std::env::current_exe().map_err(|error| Failure::new("find this program", error))?;
-        let world = World::start(&program, &addresses, args.control.controls()).await;
+        let world = World::start(&program, &addresses, args.control.controls(), args.spool.as_deref()).await;
         let world = world.map_err(|error| Failure::new("start the processes", error))?;
         let resender = Resender::new().map_err(|error| Failure::because("make a client", error))?;
         let means = Means { bus: bus.clone(), cache: cache.clone(), resender: Arc::new(resender) };

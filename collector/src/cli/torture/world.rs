@@ -104,7 +104,9 @@ impl World {
         program: &Path,
         addresses: &Addresses,
         controls: BTreeMap<Server, Control>,
+        spool: Option<&Path>,
     ) -> io::Result<Self> {
+        let spool = spool.map(std::path::absolute).transpose()?;
         let path = std::env::temp_dir().join(format!("eventbucket-torture-{}", std::process::id()));
         std::fs::create_dir(&path)?;
         let folder = Folder { path, keep: false };
@@ -117,6 +119,9 @@ impl World {
                 let proxy = Proxy::start(Some(addresses.upstream(server)?)).await?;
                 variables.push(addresses.through(server, &proxy)?);
                 world.links.insert((place, server), proxy);
+            }
+            if let (Some(spool), Role::Edge) = (&spool, place.role) {
+                variables.push(("EVENTBUCKET_EDGE_SPOOL", spool.display().to_string()));
             }
             let folder = world.folder.path.join(place.to_string());
             let (program, group) = (program.to_owned(), world.group.id);
