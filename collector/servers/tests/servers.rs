@@ -242,7 +242,9 @@ fn an_owner_for_the_test_of_owners_that_die() {
 #[test]
 fn servers_go_with_an_owner_that_is_killed_or_interrupted() {
     for (signal, whole_group) in [("KILL", false), ("INT", true), ("TERM", true), ("KILL", true)] {
-        let mut owner = Command::new(std::env::current_exe().unwrap());
+        // A shell starts what runs in the background with SIGINT ignored, and children inherit that.
+        let mut owner = Command::new("env");
+        owner.arg("--default-signal=INT").arg(std::env::current_exe().unwrap());
         owner.args(["--exact", "--nocapture", "an_owner_for_the_test_of_owners_that_die"]).env(OWNER, "1");
         // A Redis of its own, also where the harness around has one.
         owner.env_remove(shared::REDIS_VARIABLE);

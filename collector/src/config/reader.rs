@@ -19,6 +19,9 @@ use super::{
 /// The most that a count of connections or bodies can sensibly be: Linux' largest default for open files.
 const COUNT_MAX: usize = 1_048_576;
 
+/// The least a spool may hold: the largest batch, of 16 MiB, with what keeping it takes, and as much again.
+const SPOOL_BYTES_MIN: u64 = 32 * 1024 * 1024;
+
 /// Reads values one by one; after a mistake it goes on with a stand-in, which `finish` keeps from being used.
 pub(super) struct Reader<'a> {
     settings: &'a Settings,
@@ -58,7 +61,11 @@ impl<'a> Reader<'a> {
 
     /// Without a broker a batch is answered when it is stored, so nothing can wait for one.
     fn spool(&mut self) -> Option<SpoolConfig> {
-        let bytes_max = self.parsed("edge.spool_max", units::size).unwrap_or_default();
+        let bytes_max = self.parsed("edge.spool_max", |text| match units::size(text)? {
+            bytes if bytes >= SPOOL_BYTES_MIN => Ok(bytes),
+            _ => Err(format!("`{text}` is less than the largest batch takes: write at least 32MiB")),
+        });
+        let bytes_max = bytes_max.unwrap_or_default();
         let setting = self.settings.get("edge.spool")?;
         if self.settings.get("bus.url").is_none() {
             let message = "`edge.spool` is where batches wait while RabbitMQ is away, and there is no `bus.url`: set it, or \

@@ -261,10 +261,12 @@ fn a_spool_needs_a_broker_to_wait_for() {
     let told = mistakes("[edge]\nspool = \"waiting\"\n");
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].contains("line 2") && told[0].contains("there is no `bus.url`"), "{told:?}");
-    let file = "[bus]\nurl = \"amqp://mq\"\n[edge]\nspool = \"waiting\"\nspool_max = \"3MiB\"\n";
+    let file = "[bus]\nurl = \"amqp://mq\"\n[edge]\nspool = \"waiting\"\nspool_max = \"64MiB\"\n";
     let spool = load(Some(file), &[], Flags::default()).unwrap().edge.spool.unwrap();
     assert!(spool.folder.is_absolute() && spool.folder.ends_with("waiting"), "beside the file: {spool:?}");
-    assert_eq!(spool.bytes_max, 3 << 20);
+    assert_eq!(spool.bytes_max, 64 << 20);
+    let told = mistakes("[edge]\nspool_max = \"3MiB\"\n");
+    assert!(told[0].contains("at least 32MiB"), "{told:?}");
 }
 
 #[test]
