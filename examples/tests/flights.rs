@@ -12,7 +12,9 @@ use std::process::Command;
 
 use eventbucket_collector::app;
 use eventbucket_collector::config::{Config, Flags};
-use eventbucket_collector::store::{CountsBy, CountsQuery, EventFilter, EventOrder};
+use eventbucket_collector::project::ProjectId;
+use eventbucket_collector::store::{CountsBy, CountsQuery, EventFilter, EventOrder, Store};
+use eventbucket_servers::{Redis, shared};
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/flights-sample.csv");
 
@@ -48,36 +50,35 @@ fn sample() -> (BTreeMap<String, u64>, u64) {
     (carriers, without)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_run_adds_nothing_and_says_so() {
-    let (carriers, without_tail_number) = sample();
-    let rows: u64 = carriers.values().sum();
-    assert!(rows > 2_000 && without_tail_number > 0);
-
-    let folder = tempfile::tempdir().unwrap();
+/// Runs the example twice against a collector with these settings; returns the project it made.
+async fn two_runs(settings: &[(&str, String)], data: &Path) -> ProjectId {
     let flags = Flags {
-        data: Some(folder.path().join("data").to_str().unwrap().to_owned()),
+        data: Some(data.to_str().unwrap().to_owned()),
         listen: Some("127.0.0.1:0".to_owned()),
         ..Flags::default()
     };
-    let config = Config::load(&flags, []).unwrap();
+    let variables = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+    let config = Config::load(&flags, variables).unwrap();
     let mut running = app::start(&config).await.unwrap();
     let (url, made) = (format!("http://{}", running.address()), running.take_first_start().unwrap());
     let run = || {
         let (url, key) = (url.clone(), made.write_key.text.clone());
         tokio::task::spawn_blocking(move || flights(&url, &key))
     };
+    let rows = sample().0.values().sum::<u64>().to_string();
     let first = run().await.unwrap();
-    assert_eq!(
-        (first["captured"].as_str(), first["stored"].as_str()),
-        (&*rows.to_string(), &*rows.to_string())
-    );
+    assert_eq!((&first["captured"], &first["stored"]), (&rows, &rows));
     let second = run().await.unwrap();
-    assert_eq!((second["stored"].as_str(), second["duplicates"].as_str()), ("0", &*rows.to_string()));
+    assert_eq!((second["stored"].as_str(), &second["duplicates"]), ("0", &rows));
     running.stop().await.unwrap();
+    made.project.id
+}
 
-    let (store, _reader) = app::beside(&config.data, false).unwrap();
-    let project = made.project.id;
+/// The log holds what the file says, and so do the counts.
+async fn the_log_equals_the_file(store: &Store, project: ProjectId) {
+    let (carriers, without_tail_number) = sample();
+    let rows: u64 = carriers.values().sum();
+    assert!(rows > 2_000 && without_tail_number > 0);
     let mut stored: BTreeMap<String, u64> = BTreeMap::new();
     let (mut without_user, mut after) = (0, 0);
     loop {
@@ -99,4 +100,27 @@ async fn a_second_run_adds_nothing_and_says_so() {
     let counts = CountsQuery { name: None, from_hour: None, to_hour: None, by: CountsBy::Total };
     let counted = store.counts(project, counts).await.unwrap();
     assert_eq!(counted.iter().map(|row| row.count).sum::<u64>(), rows, "stopping waits for the counts");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_run_adds_nothing_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let project = two_runs(&[], &data).await;
+    let (store, _reader) = app::beside(&data, false).unwrap();
+    the_log_equals_the_file(&store, project).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_servers_the_totals_are_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let (database, redis) = (shared::database(), Redis::start().unwrap());
+    let settings = [
+        ("EVENTBUCKET_STORE_URL", database.clone()),
+        ("EVENTBUCKET_BUS_URL", shared::vhost()),
+        ("EVENTBUCKET_CACHE_URL", redis.url()),
+    ];
+    let project = two_runs(&settings, &folder.path().join("data")).await;
+    let (store, _reader) = app::beside_server(&database, None).await.unwrap();
+    the_log_equals_the_file(&store, project).await;
 }
