@@ -30,6 +30,7 @@ mod query_events;
 mod query_manage;
 mod query_tail;
 mod rolling;
+mod serve_backends;
 mod serve_limits;
 mod serve_server_tls;
 mod serve_spool;
