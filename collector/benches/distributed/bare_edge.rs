@@ -16,12 +16,8 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 /// Persistent, in AMQP.
 const PERSISTENT: u8 = 2;
 
-/// Listens until dropped.
-pub(crate) struct BareEdge {
-    pub(crate) address: String,
-    server: tokio::task::JoinHandle<()>,
-    _connection: Connection,
-}
+/// The word that makes this program the bare edge: `bare-edge URL QUEUES`.
+pub(crate) const WORD: &str = "bare-edge";
 
 struct Target {
     channel: Channel,
@@ -29,23 +25,15 @@ struct Target {
     next: AtomicUsize,
 }
 
-impl BareEdge {
-    pub(crate) async fn start(bus_url: &str, queues: usize) -> Self {
-        let (connection, channel) = open(bus_url, queues).await;
-        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-        let target = Arc::new(Target { channel, queues, next: AtomicUsize::new(0) });
-        let app = Router::new().route("/v1/events", post(take)).with_state(target);
-        let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { address, server, _connection: connection }
-    }
-}
-
-impl Drop for BareEdge {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
+/// Listens until it is killed, in a process of its own as the edge that it is held against.
+pub(crate) async fn serve(bus_url: &str, queues: usize) {
+    let (_connection, channel) = open(bus_url, queues).await;
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    let target = Arc::new(Target { channel, queues, next: AtomicUsize::new(0) });
+    let app = Router::new().route("/v1/events", post(take)).with_state(target);
+    let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    println!("listening on http://{}", listener.local_addr().unwrap());
+    axum::serve(listener, app).await.unwrap();
 }
 
 async fn take(State(target): State<Arc<Target>>, body: Bytes) -> (StatusCode, &'static str) {

@@ -2,6 +2,7 @@
 //! 2,000 rows and insert these by UNNEST: identities, head row, range rows and events, with the collector's own tables and
 //! indexes, each transaction committed before its messages are acknowledged. It counts nothing, and checks nothing.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use eventbucket_protocol::Event;
@@ -27,24 +28,26 @@ const PUBLISHING: usize = 16;
 
 const INSERT_IDENTITIES: &str = "
     INSERT INTO event_id (project, place, id, range_id, digest)
-    SELECT $1, place, id, range_id, 0 FROM unnest($2::int4[], $3::uuid[], $4::int8[]) AS t (place, id, range_id)
+    SELECT project, place, id, range_id, 0
+    FROM unnest($1::int4[], $2::int4[], $3::uuid[], $4::int8[]) AS t (project, place, id, range_id)
     ON CONFLICT DO NOTHING RETURNING id";
 
-const GROW_HEAD: &str = "
-    UPDATE head SET position = position + $2, received = received + $2, stored = stored + $2
-    WHERE project = $1 RETURNING position";
+const GROW_HEADS: &str = "
+    UPDATE head SET position = position + n, received = received + n, stored = stored + n
+    FROM unnest($1::int4[], $2::int8[]) AS t (grown, n)
+    WHERE project = grown RETURNING project, position";
 
 const INSERT_RANGES: &str = "
     INSERT INTO ranges (id, project, part, parts, first, last, batch, received_ms, received, stored, duplicate, quarantined,
                         rejected)
-    SELECT id, $1, 0, 1, first, first + 499, gen_random_uuid(), 0, 500, 500, 0, 0, 0
-    FROM unnest($2::int8[], $3::int8[]) AS t (id, first)";
+    SELECT id, project, 0, 1, first, first + 499, gen_random_uuid(), 0, 500, 500, 0, 0, 0
+    FROM unnest($1::int8[], $2::int4[], $3::int8[]) AS t (id, project, first)";
 
 const INSERT_EVENTS: &str = "
     INSERT INTO event_1 (project, segment, position, time_ms, received_ms, id, name, user_id, properties)
-    SELECT $1, 1, position, time_ms, 0, id, name, user_id, properties
-    FROM unnest($2::int8[], $3::int8[], $4::uuid[], $5::text[], $6::text[], $7::text[])
-         AS t (position, time_ms, id, name, user_id, properties)";
+    SELECT project, 1, position, time_ms, 0, id, name, user_id, properties
+    FROM unnest($1::int4[], $2::int8[], $3::int8[], $4::uuid[], $5::text[], $6::text[], $7::text[])
+         AS t (project, position, time_ms, id, name, user_id, properties)";
 
 /// Messages as the bus has them: a length, then id, time and texts, for each event.
 pub(crate) fn messages(batches: usize, salt: usize) -> Vec<Vec<u8>> {
@@ -120,7 +123,7 @@ impl Writer {
         let (client, connection) = tokio_postgres::connect(store_url, NoTls).await.unwrap();
         tokio::spawn(connection);
         let mut statements = Vec::new();
-        for sql in [INSERT_IDENTITIES, GROW_HEAD, INSERT_RANGES, INSERT_EVENTS] {
+        for sql in [INSERT_IDENTITIES, GROW_HEADS, INSERT_RANGES, INSERT_EVENTS] {
             statements.push(client.prepare(sql).await.unwrap());
         }
         let statements = statements.try_into().unwrap_or_else(|_| panic!("four statements"));
@@ -142,10 +145,8 @@ impl Writer {
         while let Some(merged) = messages.next().await {
             let mut merged: Vec<Delivery> = merged.into_iter().map(Result::unwrap).collect();
             merged.sort_by_key(project_of);
-            self.begin().await;
-            for of_one in merged.chunk_by(|one, other| project_of(one) == project_of(other)) {
-                self.insert(of_one).await;
-            }
+            self.client.batch_execute("BEGIN").await.unwrap();
+            self.insert(&merged).await;
             self.client.batch_execute("COMMIT").await.unwrap();
             for message in &merged {
                 message.ack(BasicAckOptions::default()).await.unwrap();
@@ -154,42 +155,67 @@ impl Writer {
         }
     }
 
-    async fn begin(&self) {
-        self.client.batch_execute("BEGIN").await.unwrap();
-    }
-
+    /// One statement a table, whatever the number of projects. `messages` are sorted by project.
     async fn insert(&mut self, messages: &[Delivery]) {
-        let project = project_of(&messages[0]);
+        let first_range = self.next_range;
         let mut rows = Vec::new();
         for message in messages {
-            read(&message.data[..message.data.len() - 4], self.next_range, &mut rows);
+            read(message, self.next_range, &mut rows);
             self.next_range += 1;
         }
-        rows.sort_unstable_by_key(|row| row.id);
-        let [identities, head, ranges, events] = &self.statements;
+        rows.sort_unstable_by_key(|row| (row.project, row.id));
+        let [identities, heads, ranges, events] = &self.statements;
+        let projects: Vec<i32> = rows.iter().map(|row| row.project).collect();
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         let places: Vec<i32> = rows.iter().map(|row| row.place).collect();
         let range_ids: Vec<i64> = rows.iter().map(|row| row.range_id).collect();
-        let new = self.client.query(identities, &[&project, &places, &ids, &range_ids]).await.unwrap();
+        let new = self.client.query(identities, &[&projects, &places, &ids, &range_ids]).await.unwrap();
         assert_eq!(new.len(), rows.len(), "the bare loop sends nothing twice");
-        let grown = self.client.query_one(head, &[&project, &(rows.len() as i64)]).await.unwrap();
-        let last: i64 = grown.get(0);
-        let first = last - rows.len() as i64 + 1;
-        let all: Vec<i64> = (self.next_range - messages.len() as i64..self.next_range).collect();
-        let firsts: Vec<i64> = (0..messages.len() as i64).map(|n| first + n * BATCH_EVENTS as i64).collect();
-        self.client.execute(ranges, &[&project, &all, &firsts]).await.unwrap();
-        let positions: Vec<i64> = (first..=last).collect();
+
+        let (grown, by): (Vec<i32>, Vec<i64>) = rows
+            .chunk_by(|one, other| one.project == other.project)
+            .map(|of_one| (of_one[0].project, of_one.len() as i64))
+            .unzip();
+        let last = self.client.query(heads, &[&grown, &by]).await.unwrap();
+        let last: HashMap<i32, i64> = last.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let mut next: HashMap<i32, i64> =
+            grown.iter().zip(&by).map(|(project, by)| (*project, last[project] - by + 1)).collect();
+        let positions: Vec<i64> = projects
+            .iter()
+            .map(|project| {
+                let next = next.get_mut(project).unwrap();
+                *next += 1;
+                *next - 1
+            })
+            .collect();
+
+        let all: Vec<i64> = (first_range..self.next_range).collect();
+        let of: Vec<i32> = messages.iter().map(project_of).collect();
+        let mut behind: HashMap<i32, i64> = HashMap::new();
+        let firsts: Vec<i64> = of
+            .iter()
+            .rev()
+            .map(|project| {
+                let behind = behind.entry(*project).or_default();
+                *behind += BATCH_EVENTS as i64;
+                last[project] - *behind + 1
+            })
+            .collect();
+        let firsts: Vec<i64> = firsts.into_iter().rev().collect();
+        self.client.execute(ranges, &[&all, &of, &firsts]).await.unwrap();
+
         let times: Vec<i64> = rows.iter().map(|row| row.time_ms).collect();
         let texts = |of: fn(&Row<'_>) -> String| -> Vec<String> { rows.iter().map(of).collect() };
         let (names, users) = (texts(|row| row.name.to_owned()), texts(|row| row.user.to_owned()));
         let properties = texts(|row| row.properties.to_owned());
         let columns: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
-            [&project, &positions, &times, &ids, &names, &users, &properties];
+            [&projects, &positions, &times, &ids, &names, &users, &properties];
         self.client.execute(events, &columns).await.unwrap();
     }
 }
 
 struct Row<'m> {
+    project: i32,
     place: i32,
     range_id: i64,
     id: Uuid,
@@ -203,7 +229,9 @@ fn project_of(message: &Delivery) -> i32 {
     i32::from_le_bytes(*message.data.last_chunk().unwrap())
 }
 
-fn read<'m>(mut message: &'m [u8], range_id: i64, rows: &mut Vec<Row<'m>>) {
+fn read<'m>(delivery: &'m Delivery, range_id: i64, rows: &mut Vec<Row<'m>>) {
+    let project = project_of(delivery);
+    let mut message = &delivery.data[..delivery.data.len() - size_of_val(&project)];
     let mut place = 0;
     while !message.is_empty() {
         let (id, rest) = message.split_at(16);
@@ -218,6 +246,7 @@ fn read<'m>(mut message: &'m [u8], range_id: i64, rows: &mut Vec<Row<'m>>) {
         let (name, user, properties) = (text(), text(), text());
         let time_ms = i64::from_le_bytes(time.try_into().unwrap());
         rows.push(Row {
+            project,
             place,
             range_id,
             id: Uuid::from_slice(id).unwrap(),

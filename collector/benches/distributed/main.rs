@@ -3,7 +3,7 @@
 //!
 //! `cargo bench -p eventbucket-collector --bench distributed [-- PART…]`, on a machine that does nothing else. The parts:
 //!
-//! - `edge`: batches accepted with quorum confirms, beside a bare loop of axum and lapin;
+//! - `edge`: batches accepted with quorum confirms, beside a bare loop of axum and lapin in a process of its own;
 //! - `whole`: batches stored and counted, beside a bare loop of lapin and UNNEST;
 //! - `latency`: from the answer until an event is queryable and counted, at a third of full speed;
 //! - `fairness`: what a project that sends four times its limit costs another;
@@ -29,6 +29,12 @@ const PARTS: [&str; 5] = ["edge", "whole", "latency", "fairness", "outage"];
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, bus_url, queues] = &*words
+        && word == bare_edge::WORD
+    {
+        let queues = queues.parse().unwrap();
+        runtime().block_on(bare_edge::serve(bus_url, queues));
+    }
     // `cargo test --benches` runs this as well; measuring is asked for by `cargo bench`.
     if !words.iter().any(|word| word == "--bench") {
         return;
@@ -43,8 +49,7 @@ fn main() {
     }
     #[expect(clippy::disallowed_methods, reason = "this bench is the application")]
     rustls::crypto::ring::default_provider().install_default().unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
+    runtime().block_on(async {
         let mut servers = stack::Servers::start();
         for part in parts {
             match part {
@@ -56,6 +61,10 @@ fn main() {
             }
         }
     });
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 /// The value in the middle.

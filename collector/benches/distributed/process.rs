@@ -7,6 +7,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use tempfile::TempDir;
 
+use crate::bare_edge;
+
 /// Ticks of a processor's time in a second, as Linux counts them for everybody.
 const TICKS_PER_S: f64 = 100.0;
 
@@ -22,17 +24,26 @@ pub(crate) struct Process {
 impl Process {
     pub(crate) fn start(roles: &str, variables: &[(&str, String)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_eventbucket"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eventbucket"));
+        command
             .args(["serve", "--listen", "127.0.0.1:0", "--roles", roles, "--data"])
             .arg(folder.path().join("data"))
-            .envs(variables.iter().map(|(name, value)| (name, value)))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .envs(variables.iter().map(|(name, value)| (name, value)));
+        Self::run(command, folder)
+    }
+
+    pub(crate) fn bare_edge(bus_url: &str, queues: usize) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([bare_edge::WORD, bus_url, &queues.to_string()]);
+        Self::run(command, tempfile::tempdir().unwrap())
+    }
+
+    fn run(mut command: Command, folder: TempDir) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let address = loop {
             let mut line = String::new();
-            assert!(output.read_line(&mut line).unwrap() > 0, "{roles} ended");
+            assert!(output.read_line(&mut line).unwrap() > 0, "{command:?} ended");
             if let Some(address) = line.strip_prefix("listening on http://") {
                 break address.trim().to_owned();
             }

@@ -8,9 +8,9 @@ use eventbucket_collector::project::ProjectId;
 use eventbucket_protocol::{BatchId, Timestamp};
 use uuid::Uuid;
 
-use crate::bare_edge::BareEdge;
 use crate::events::events;
 use crate::load::{self, BATCH_EVENTS, Requests};
+use crate::process::Process;
 use crate::stack::{Fresh, Servers, Stack};
 use crate::{bare_whole, median, process};
 
@@ -51,11 +51,16 @@ pub(crate) async fn edge(servers: &mut Servers) {
             );
             drop(stack);
             let fresh = servers.fresh(projects).await;
-            let bare = BareEdge::start(&fresh.bus_url, projects.min(SHARDS)).await;
+            let bare = Process::bare_edge(&fresh.bus_url, projects.min(SHARDS));
             let requests = Requests::new(vec!["none".to_owned()], round).take(EDGE_BATCHES).collect();
-            let before = process::servers_cpu_s();
-            let bare = load::send_all(&bare.address, requests).await;
-            let used = used(&before, &process::servers_cpu_s(), EDGE_BATCHES);
+            let cpu = || {
+                let mut used = process::servers_cpu_s();
+                used.insert("bare edge", bare.cpu_s());
+                used
+            };
+            let before = cpu();
+            let speed = load::send_all(&bare.address, requests).await;
+            let (used, bare) = (used(&before, &cpu(), EDGE_BATCHES), speed);
             println!("  bare loop {bare:>9.0}   CPU µs an event: {used}   ratio {:.2}", ours / bare);
             ratios.push(ours / bare);
         }
