@@ -2,6 +2,7 @@
 //!
 //! `EVENTBUCKET_KEY=eb_write_… cargo run --example axum_service`, then
 //! `curl --json '{"customer": "ada", "amount": 12.5}' http://127.0.0.1:3000/orders`.
+//! LISTEN chooses another address.
 
 use std::env;
 use std::time::Instant;
@@ -28,7 +29,8 @@ async fn main() -> anyhow::Result<()> {
         .on_error(|fault| eprintln!("{fault}"))
         .build()?;
 
-    let listener = TcpListener::bind("127.0.0.1:3000").await.context("bind 127.0.0.1:3000")?;
+    let address = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".into());
+    let listener = TcpListener::bind(&address).await.with_context(|| format!("listen on {address}"))?;
     println!("listening on http://{}", listener.local_addr()?);
     axum::serve(listener, routes(bucket.clone())).with_graceful_shutdown(stop()?).await?;
 

@@ -1,32 +1,24 @@
 //! The flights example as a user runs it, twice, against a collector.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
 /// Its unit tests run here; an example built as a test would not be there to run.
-#[path = "../flights/departure.rs"]
+#[path = "../../flights/departure.rs"]
 mod departure;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use eventbucket_collector::app;
-use eventbucket_collector::config::{Config, Flags};
 use eventbucket_collector::project::ProjectId;
 use eventbucket_collector::store::{CountsBy, CountsQuery, EventFilter, EventOrder, Store};
 use eventbucket_servers::{Redis, shared};
 
-const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/flights-sample.csv");
+use crate::{collector, example};
 
-/// Cargo builds examples beside the tests.
-fn example() -> PathBuf {
-    let this = std::env::current_exe().unwrap();
-    this.parent().unwrap().parent().unwrap().join("examples/flights")
-}
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/flights-sample.csv");
 
 /// Runs the example and returns its summary by line.
 fn flights(url: &str, key: &str) -> BTreeMap<String, String> {
-    let output = Command::new(example()).args(["--url", url, "--key", key, SAMPLE]).output().unwrap();
+    let output = example("flights").args(["--url", url, "--key", key, SAMPLE]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     text.lines()
@@ -52,15 +44,8 @@ fn sample() -> (BTreeMap<String, u64>, u64) {
 
 /// Runs the example twice against a collector with these settings; returns the project it made.
 async fn two_runs(settings: &[(&str, String)], data: &Path) -> ProjectId {
-    let flags = Flags {
-        data: Some(data.to_str().unwrap().to_owned()),
-        listen: Some("127.0.0.1:0".to_owned()),
-        ..Flags::default()
-    };
-    let variables = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
-    let config = Config::load(&flags, variables).unwrap();
-    let mut running = app::start(&config).await.unwrap();
-    let (url, made) = (format!("http://{}", running.address()), running.take_first_start().unwrap());
+    let (running, made) = collector(settings, data).await;
+    let url = format!("http://{}", running.address());
     let run = || {
         let (url, key) = (url.clone(), made.write_key.text.clone());
         tokio::task::spawn_blocking(move || flights(&url, &key))
