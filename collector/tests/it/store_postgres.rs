@@ -68,7 +68,7 @@ async fn with_project() -> (Database, Store, ProjectId) {
     (database, store, shop)
 }
 
-async fn holds(store: &Store) {
+pub(crate) async fn holds(store: &Store) {
     count_all_projects(store).await;
     let found = audit(store, None, |_, _| {}).await.unwrap();
     assert!(found.holds(), "{found:#?}");

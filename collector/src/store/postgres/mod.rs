@@ -103,7 +103,7 @@ impl Postgres {
             log,
             accounts,
             epoch,
-            segments: Segments::default(),
+            segments: Segments::new(options.segment_look),
             range_ids: RangeIds::default(),
             ensured: Mutex::default(),
             auditing: tokio::sync::Mutex::default(),

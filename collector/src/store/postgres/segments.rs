@@ -7,9 +7,6 @@ use super::{int, uint};
 use crate::project::ProjectId;
 use crate::store::Error;
 
-/// How often a process looks whether there is a newer segment, or whether it is time for one.
-const LOOK_PERIOD: Duration = Duration::from_secs(10);
-
 /// After how long a new segment begins: a year of events are 52 of them, and retention is exact to a week.
 const SEGMENT_DAYS_MAX: i32 = 7;
 
@@ -21,39 +18,54 @@ const SEGMENT_BYTES_MAX: i64 = 8 * 1024 * 1024 * 1024;
 /// walking over all positions, however few names there are: the one that is asked for may be a rare one.
 const DISTINCT: f32 = -0.01;
 
-/// The lock under which one process at a time opens a segment: "evsegmnt" in ASCII.
-const LOCK: i64 = 0x6576_7365_676d_6e74;
+/// Begins an append. Until it ends no segment is closed, so all of it goes to the one that is open: whoever opens the next
+/// one waits for it. "evsegmnt" in ASCII. It is the first lock of all, so that nobody who holds another waits for it. Each
+/// statement has to see what was committed before it, whatever the server's default is.
+pub(super) const BEGIN_APPEND: &str = "
+    BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock_shared(x'65767365676d6e74'::bigint)";
 
-/// Which segment new events go to.
-#[derive(Default)]
-pub(super) struct Segments(Mutex<Option<(i32, Instant)>>);
+/// Closes the open segment: waits for the appends under way, and holds up new ones.
+const CLOSE: &str = "SELECT pg_advisory_xact_lock(x'65767365676d6e74'::bigint)";
 
-impl Segments {
-    /// Returns the newest segment, and opens the next when it is time.
-    pub(super) async fn current(&self, lease: &mut Lease) -> Result<i32, Error> {
-        let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((segment, looked)) = known
-            && looked.elapsed() < LOOK_PERIOD
-        {
-            return Ok(segment);
-        }
-        let segment = newest(lease).await?;
-        self.note(segment);
-        Ok(segment)
-    }
+/// How long that may take. A process that is paused in the middle of an append must not stop the others; what isn't opened
+/// now is with the next look.
+const CLOSE_WAIT: &str = "SET LOCAL lock_timeout = '2s'";
 
-    /// Notes a segment that somebody else writes to already.
-    pub(super) fn note(&self, segment: i32) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let newest = known.map_or(segment, |(known, _)| known.max(segment));
-        *known = Some((newest, Instant::now()));
-    }
+/// When this process looked whether it is time for a new segment. Which one is open is not remembered: an append reads it
+/// in its own transaction, so that nothing goes to a segment that somebody closed, and that retention may drop.
+pub(super) struct Segments {
+    period: Duration,
+    looked: Mutex<Option<Instant>>,
 }
 
-async fn newest(lease: &mut Lease) -> Result<i32, Error> {
-    match last(lease).await? {
-        Some((segment, false)) => Ok(segment),
-        _ => open_next(lease).await,
+impl Segments {
+    pub(super) fn new(period: Duration) -> Self {
+        Self { period, looked: Mutex::default() }
+    }
+
+    /// Opens the next segment when it is time, and the first when there is none.
+    pub(super) async fn look(&self, lease: &mut Lease) -> Result<(), Error> {
+        let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.is_some_and(|looked| looked.elapsed() < self.period) {
+            return Ok(());
+        }
+        match last(lease).await? {
+            Some((_, false)) => {}
+            Some((segment, true)) => {
+                if let Err(error) = open_next(lease).await {
+                    lease.rollback().await?;
+                    tracing::warn!(%error, segment, "can't open the next segment of the log; this one goes on");
+                }
+            }
+            None => open_next(lease).await?,
+        }
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Looks again with the next append: there is no segment any more.
+    pub(super) fn forget(&self) {
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -67,28 +79,29 @@ async fn last(lease: &mut Lease) -> Result<Option<(i32, bool)>, Error> {
     Ok(Some((row.try_get(0)?, row.try_get::<_, Option<bool>>(1)?.unwrap_or(true))))
 }
 
-async fn open_next(lease: &mut Lease) -> Result<i32, Error> {
+async fn open_next(lease: &mut Lease) -> Result<(), Error> {
     lease.begin().await?;
-    lease.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    lease.batch_execute(CLOSE_WAIT).await?;
+    lease.batch_execute(CLOSE).await?;
     let found = last(lease).await?;
-    if let Some((segment, false)) = found {
-        lease.commit().await?;
-        return Ok(segment);
+    if let Some((_, false)) = found {
+        return lease.commit().await;
     }
     let segment = found.map_or(1, |(segment, _)| segment + 1);
-    // Attaching an empty table takes a lock that neither readers nor writers of the others wait for.
+    // Attaching an empty table takes a lock that neither readers nor writers of the others wait for. It opens by the clock,
+    // not at the transaction's beginning: all that is in the segment before was stored by then.
     let open = format!(
         "CREATE TABLE event_{segment} (LIKE event INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE,
                                        PRIMARY KEY (project, position));
          ALTER TABLE event_{segment} ALTER COLUMN name SET (n_distinct = {DISTINCT}),
                                      ALTER COLUMN user_id SET (n_distinct = {DISTINCT});
          ALTER TABLE event ATTACH PARTITION event_{segment} FOR VALUES IN ({segment});
-         INSERT INTO segment (id) VALUES ({segment});"
+         INSERT INTO segment (id, opened_at) VALUES ({segment}, clock_timestamp());"
     );
     lease.batch_execute(&open).await?;
     lease.commit().await?;
     tracing::info!(segment, "opened a segment of the log");
-    Ok(segment)
+    Ok(())
 }
 
 /// A project's positions in one segment.

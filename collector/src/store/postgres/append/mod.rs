@@ -20,6 +20,7 @@ use crate::bus::message::ValidBatch;
 use crate::project::ProjectId;
 use crate::store::{Appended, Error};
 use plan::{Culprits, Head, Outcome, Plan};
+use write::Heads;
 
 /// Rows in one statement: where Postgres's speed peaks (49,000 rows a second against 39,000 at 10,000).
 const STATEMENT_ROWS: usize = 2_000;
@@ -185,14 +186,11 @@ impl Postgres {
         (plan, culprits): (&Plan<'_>, &Culprits),
         mode: Mode,
     ) -> Result<Vec<Appended>, Ended> {
-        let current = self.0.segments.current(&mut lease).await?;
+        self.0.segments.look(&mut lease).await?;
         let range_ids = self.0.range_ids.take(&mut lease, batches.len()).await?;
         let known = write::take_identities(&mut lease, &plan.identities(&range_ids, STATEMENT_ROWS)).await?;
-        let heads = self.locked_heads(&mut lease, projects).await?;
+        let (heads, segment) = self.locked_heads(&mut lease, projects).await?;
         let outcome = plan.outcome(&known, &heads);
-        // Within a project segments never go back, also when another process has opened one in the meantime.
-        let segment = heads.values().fold(current, |newest, head| newest.max(head.segment));
-        self.0.segments.note(segment);
         write::write(&mut lease, batches, &range_ids, &outcome, segment).await?;
         write::keep_aside(&mut lease, batches, culprits).await?;
         if mode == Mode::Try {
@@ -208,20 +206,28 @@ impl Postgres {
         }
     }
 
-    /// Locks the heads. One that isn't there, or is behind what was seen of it, shows that the database was restored.
+    /// Locks the heads, and reads which segment is open. A head that isn't there, or is behind what was seen of it, shows
+    /// that the database was restored.
     async fn locked_heads(
         &self,
         lease: &mut Lease,
         projects: &[ProjectId],
-    ) -> Result<BTreeMap<ProjectId, Head>, Ended> {
+    ) -> Result<(BTreeMap<ProjectId, Head>, i32), Ended> {
         let seen = self.0.epoch.before_reading(projects.iter().copied());
-        let heads = write::lock_heads(lease, projects).await?;
+        let Heads { of: heads, open_segment } = write::lock_heads(lease, projects).await?;
         let lost = |project: &&ProjectId| match heads.get(project) {
             None => true,
             Some(head) => seen.is_ahead_of(**project, head.position),
         };
-        let Some(project) = projects.iter().find(lost) else { return Ok(heads) };
+        let lost = projects.iter().find(lost);
+        if let (None, Some(segment)) = (lost, open_segment) {
+            return Ok((heads, segment));
+        }
         lease.rollback().await?;
+        self.0.segments.forget();
+        let Some(project) = lost else {
+            return Err(Ended::Again(Error::unavailable("the log has no segment any more")));
+        };
         self.forget(projects);
         if seen.is_ahead_of(*project, heads.get(project).map_or(0, |head| head.position)) {
             self.0.epoch.renew(lease).await?;

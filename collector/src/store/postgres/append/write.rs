@@ -14,7 +14,8 @@ use crate::project::ProjectId;
 use crate::store::Error;
 use crate::store::batches::{refused_text, verdicts_text};
 use crate::store::postgres::pool::Lease;
-use crate::store::postgres::{BLOCK_BITS, int, project_number, uint};
+use crate::store::postgres::segments::BEGIN_APPEND;
+use crate::store::postgres::{BLOCK_BITS, int, project_id, project_number, uint};
 
 const INSERT_IDENTITIES: &str = "
     INSERT INTO event_id (project, place, id, range_id, digest)
@@ -28,9 +29,11 @@ const SELECT_KNOWN: &str = "
     JOIN event_id AS known ON known.project = sent.project AND known.id = sent.id
     WHERE known.range_id <> sent.range_id OR known.place <> sent.place";
 
-/// In the order of the projects, so that two writers never wait for each other.
+/// In the order of the projects, so that two writers never wait for each other. The newest segment is the open one, and
+/// stays it until the append ends.
 const LOCK_HEADS: &str = "
-    SELECT project, segment, position FROM head WHERE project = ANY($1) ORDER BY project FOR UPDATE";
+    SELECT project, segment, position, (SELECT max(id) FROM segment)
+    FROM head WHERE project = ANY($1) ORDER BY project FOR UPDATE";
 
 const INSERT_RANGES: &str = "
     INSERT INTO ranges (id, project, part, parts, first, last, batch, received_ms, received, stored, duplicate, quarantined,
@@ -66,12 +69,12 @@ pub(super) async fn take_identities(lease: &mut Lease, pieces: &[Identities]) ->
     let insert = lease.prepared(INSERT_IDENTITIES).await?;
     lease.will_begin();
     let Some((first, rest)) = pieces.split_first() else {
-        lease.begin().await?;
+        lease.begin_as(BEGIN_APPEND).await?;
         return Ok(Known::new());
     };
     let taken = {
         // Sent together, in this order.
-        let (begin, columns) = (lease.batch_execute("BEGIN"), first.columns());
+        let (begin, columns) = (lease.batch_execute(BEGIN_APPEND), first.columns());
         let (begun, taken) = join(begin, lease.execute(&insert, &columns)).await;
         begun?;
         taken?
@@ -114,17 +117,22 @@ impl Identities {
     }
 }
 
+/// The heads of an append's projects, and the segment that new events go to.
+#[derive(Default)]
+pub(super) struct Heads {
+    pub(super) of: BTreeMap<ProjectId, Head>,
+    pub(super) open_segment: Option<i32>,
+}
+
 /// Locks the heads of these projects; one that isn't there is left out.
-pub(super) async fn lock_heads(
-    lease: &mut Lease,
-    projects: &[ProjectId],
-) -> Result<BTreeMap<ProjectId, Head>, Error> {
+pub(super) async fn lock_heads(lease: &mut Lease, projects: &[ProjectId]) -> Result<Heads, Error> {
     let lock = lease.prepared(LOCK_HEADS).await?;
     let numbers: Vec<i32> = projects.iter().map(|project| project_number(*project)).collect();
-    let mut heads = BTreeMap::new();
+    let mut heads = Heads::default();
     for row in lease.query(&lock, &[&numbers]).await? {
         let head = Head { segment: row.try_get(1)?, position: uint(row.try_get(2)?) };
-        heads.insert(ProjectId(row.try_get::<_, i32>(0)?.unsigned_abs()), head);
+        heads.of.insert(project_id(row.try_get(0)?), head);
+        heads.open_segment = row.try_get(3)?;
     }
     Ok(heads)
 }
