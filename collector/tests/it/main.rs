@@ -43,6 +43,7 @@ mod store_flow;
 mod store_place;
 mod store_postgres;
 mod store_postgres_faults;
+mod store_postgres_restore;
 mod store_postgres_segments;
 mod store_postgres_tls;
 mod store_random;

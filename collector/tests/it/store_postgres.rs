@@ -1,7 +1,7 @@
 //! What only a store on Postgres does: several writers at once, connections that are cut, schemas and segments.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use eventbucket_collector::bus::message::ValidBatch;
@@ -51,7 +51,7 @@ impl Database {
     }
 }
 
-async fn open(url: &str) -> Result<Store, Error> {
+pub(crate) async fn open(url: &str) -> Result<Store, Error> {
     Store::postgres(PostgresOptions::parse(url, None).unwrap()).await
 }
 
@@ -61,7 +61,7 @@ async fn sql(url: &str) -> tokio_postgres::Client {
     client
 }
 
-async fn with_project() -> (Database, Store, ProjectId) {
+pub(crate) async fn with_project() -> (Database, Store, ProjectId) {
     let database = Database::new().await;
     let store = database.open().await;
     let shop = project(&store, "shop").await.project.id;
@@ -74,7 +74,7 @@ pub(crate) async fn holds(store: &Store) {
     assert!(found.holds(), "{found:#?}");
 }
 
-fn is_stored(verdict: &Verdict) -> bool {
+pub(crate) fn is_stored(verdict: &Verdict) -> bool {
     *verdict == Verdict::Stored
 }
 
@@ -150,39 +150,54 @@ async fn readers_never_see_a_gap_while_many_write() {
     holds(&store).await;
 }
 
-/// Passes bytes on to a server, until it is told to let a commit through and swallow the answer.
-struct Proxy {
-    url: String,
-    swallow: Arc<AtomicBool>,
+/// What becomes of the next commit through a proxy.
+pub(crate) enum Cut {
+    /// It happens, and nobody hears of it.
+    Answer,
+    /// It doesn't; when it is rolled back, this is done.
+    Commit { instead: String },
+}
+
+/// Passes bytes on to a server, until it is told to cut a commit.
+pub(crate) struct Proxy {
+    pub(crate) url: String,
+    pub(crate) cut: Arc<Mutex<Option<Cut>>>,
 }
 
 impl Proxy {
-    async fn before(url: &str) -> Self {
-        let (front, rest) = url.split_once('@').unwrap();
-        let (server, database) = rest.split_once('/').unwrap();
-        let (server, listener) = (server.to_owned(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    pub(crate) async fn before(server_url: &str) -> Self {
+        let (front, rest) = server_url.split_once('@').unwrap();
+        let database = rest.split_once('/').unwrap().1;
+        let (server_url, listener) = (server_url.to_owned(), TcpListener::bind("127.0.0.1:0").await.unwrap());
         let url = format!("{front}@{}/{database}", listener.local_addr().unwrap());
-        let swallow = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&swallow);
+        let cut = Arc::new(Mutex::new(None));
+        let told = Arc::clone(&cut);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, server.clone(), Arc::clone(&told)));
+                tokio::spawn(pass(client, server_url.clone(), Arc::clone(&told)));
             }
         });
-        Self { url, swallow }
+        Self { url, cut }
     }
 }
 
-async fn pass(mut client: TcpStream, server: String, swallow: Arc<AtomicBool>) {
-    let mut server = TcpStream::connect(server).await.unwrap();
+async fn pass(mut client: TcpStream, url: String, told: Arc<Mutex<Option<Cut>>>) {
+    let address = url.split_once('@').unwrap().1.split_once('/').unwrap().0;
+    let mut server = TcpStream::connect(address).await.unwrap();
     let (mut sent, mut answered) = (vec![0; 65_536], vec![0; 65_536]);
     loop {
         tokio::select! {
             read = client.read(&mut sent) => match read {
                 Ok(bytes) if bytes > 0 => {
-                    server.write_all(&sent[..bytes]).await.unwrap();
                     let commits = sent[..bytes].windows(7).any(|window| window == b"COMMIT\0");
-                    if commits && swallow.swap(false, Ordering::AcqRel) {
+                    let cut = if commits { told.lock().unwrap().take() } else { None };
+                    if let Some(Cut::Commit { instead }) = &cut {
+                        drop(server);
+                        sql(&url).await.batch_execute(instead).await.unwrap();
+                        return;
+                    }
+                    server.write_all(&sent[..bytes]).await.unwrap();
+                    if cut.is_some() {
                         // The answer shows that the commit happened; nobody else sees it.
                         assert!(server.read(&mut answered).await.unwrap() > 0);
                         return;
@@ -208,9 +223,9 @@ async fn a_commit_whose_answer_is_lost_is_found_out() {
     let proxy = Proxy::before(&database.url).await;
     let through = open(&proxy.url).await.unwrap();
     through.append(vec![batch(shop, events("x", 3))]).await.unwrap();
-    proxy.swallow.store(true, Ordering::Release);
+    *proxy.cut.lock().unwrap() = Some(Cut::Answer);
     let appended = through.append(vec![batch(shop, events("y", 3))]).await.unwrap();
-    assert!(!proxy.swallow.load(Ordering::Acquire), "the proxy cut the commit");
+    assert!(proxy.cut.lock().unwrap().is_none(), "the proxy cut the commit");
     assert!(appended[0].verdicts.iter().all(is_stored));
     assert_eq!((appended[0].range.first, appended[0].range.last), (4, 6));
     let again = store.append(vec![batch(shop, events("y", 3))]).await.unwrap();

@@ -1,6 +1,6 @@
 use std::error::Error as _;
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 use crate::store::Error;
 
@@ -11,6 +11,9 @@ impl From<tokio_postgres::Error> for Error {
         let (code, message) = (told.code(), told.message());
         if *code == SqlState::DISK_FULL {
             return Self::DiskFull;
+        }
+        if let Some(error) = about_our_keys(told) {
+            return error;
         }
         match &code.code()[..2] {
             // Data exceptions and broken constraints: the same value will be refused again.
@@ -24,6 +27,27 @@ impl From<tokio_postgres::Error> for Error {
             _ => Self::Postgres { what: message.into(), code: code.code().into() },
         }
     }
+}
+
+/// Keys that are made of numbers which the log gives out itself: whatever is twice there, no event is to blame. A restored
+/// database gives out numbers of ranges that a running process took before; others are free.
+fn about_our_keys(told: &DbError) -> Option<Error> {
+    let (table, key) = (told.table()?, told.constraint()?);
+    if *told.code() != SqlState::UNIQUE_VIOLATION || key.strip_suffix("_pkey") != Some(table) {
+        return None;
+    }
+    match table {
+        "ranges" => {
+            Some(Error::unavailable("the number of a range is in use already: the database was restored"))
+        }
+        "segment" | "segment_project" => Some(Error::corrupt(told.message())),
+        _ if is_segment(table) => Some(Error::corrupt(told.message())),
+        _ => None,
+    }
+}
+
+fn is_segment(table: &str) -> bool {
+    table.strip_prefix("event_").is_some_and(|number| number.parse::<i32>().is_ok())
 }
 
 /// Locks that weren't given in time, a session that was idle too long, a server that became a replica.

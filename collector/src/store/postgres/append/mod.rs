@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::Postgres;
 use super::pool::Lease;
 use crate::bus::message::ValidBatch;
@@ -35,30 +37,43 @@ const APPEND_MAX: Duration = Duration::from_secs(60);
 /// else's statement, an epoch that was renewed, a head that had to be made.
 const ATTEMPTS: usize = 4;
 
-/// Numbers of ranges that this process may give out.
+/// Numbers of ranges that this process may give out. They belong to an epoch: a database that went back gives them out
+/// again, to anybody.
 #[derive(Default)]
-pub(super) struct RangeIds(Mutex<(i64, i64)>);
+pub(super) struct RangeIds(Mutex<Block>);
+
+#[derive(Default)]
+struct Block {
+    epoch: Uuid,
+    next: i64,
+    end: i64,
+}
 
 impl RangeIds {
-    async fn take(&self, lease: &mut Lease, count: usize) -> Result<Vec<i64>, Error> {
+    async fn take(&self, lease: &mut Lease, epoch: Uuid, count: usize) -> Result<Vec<i64>, Error> {
         let mut taken = Vec::with_capacity(count);
         loop {
-            self.take_known(count, &mut taken);
+            self.take_known(epoch, count, &mut taken);
             if taken.len() == count {
                 return Ok(taken);
             }
             let row = lease.query_one("SELECT nextval('range_id')", &[]).await?;
-            let first: i64 = row.try_get(0)?;
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (first, first + RANGE_IDS);
+            let next: i64 = row.try_get(0)?;
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
+                Block { epoch, next, end: next + RANGE_IDS };
         }
     }
 
-    fn take_known(&self, count: usize, taken: &mut Vec<i64>) {
+    fn take_known(&self, epoch: Uuid, count: usize, taken: &mut Vec<i64>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while taken.len() < count && known.0 < known.1 {
-            taken.push(known.0);
-            known.0 += 1;
+        while known.epoch == epoch && taken.len() < count && known.next < known.end {
+            taken.push(known.next);
+            known.next += 1;
         }
+    }
+
+    fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Block::default();
     }
 }
 
@@ -68,8 +83,8 @@ enum Ended {
     Uncommitted(Error),
     /// As above, and the cause is gone: begin anew.
     Again(Error),
-    /// The answer to the commit was lost. Whether it happened shows by the number of its first range.
-    Unknown { error: Error, range_id: i64, appended: Vec<Appended> },
+    /// The answer to the commit was lost. Whether it happened shows by its ranges.
+    Unknown { error: Error, range_ids: Vec<i64>, appended: Vec<Appended> },
 }
 
 impl From<Error> for Ended {
@@ -165,14 +180,19 @@ impl Postgres {
                 Ok(Err(ended)) => ended,
                 Err(_) => return Err(Error::unavailable("the database took too long for an append")),
             };
+            if matches!(ended, Ended::Again(_)) {
+                // They may be in use: a restored database gives out again what others took before.
+                self.0.range_ids.forget();
+            }
             match ended {
                 Ended::Again(error) if attempt < ATTEMPTS => {
                     tracing::debug!(%error, attempt, "an append begins anew");
                     attempt += 1;
                 }
                 Ended::Uncommitted(error) | Ended::Again(error) => return Err(error),
-                Ended::Unknown { error, range_id, appended } => {
-                    return if self.was_committed(range_id).await? { Ok(appended) } else { Err(error) };
+                Ended::Unknown { error, range_ids, appended } => {
+                    let there = self.was_committed(batches, &range_ids, &appended).await?;
+                    return if there { Ok(appended) } else { Err(error) };
                 }
             }
         }
@@ -187,7 +207,7 @@ impl Postgres {
         mode: Mode,
     ) -> Result<Vec<Appended>, Ended> {
         self.0.segments.look(&mut lease).await?;
-        let range_ids = self.0.range_ids.take(&mut lease, batches.len()).await?;
+        let range_ids = self.0.range_ids.take(&mut lease, self.epoch(), batches.len()).await?;
         let known = write::take_identities(&mut lease, &plan.identities(&range_ids, STATEMENT_ROWS)).await?;
         let (heads, segment) = self.locked_heads(&mut lease, projects).await?;
         let outcome = plan.outcome(&known, &heads);
@@ -202,7 +222,7 @@ impl Postgres {
                 self.note_heads(&outcome);
                 Ok(outcome.appended)
             }
-            Err(error) => Err(Ended::Unknown { error, range_id: range_ids[0], appended: outcome.appended }),
+            Err(error) => Err(Ended::Unknown { error, range_ids, appended: outcome.appended }),
         }
     }
 
@@ -241,11 +261,17 @@ impl Postgres {
         }
     }
 
-    /// Asks on another connection whether a commit happened whose answer was lost. "No" may mean "not yet": then the next
-    /// attempt waits for the identities and finds its events there.
-    async fn was_committed(&self, range_id: i64) -> Result<bool, Error> {
-        let lease = self.0.log.lease().await?;
-        Ok(lease.query_opt("SELECT id FROM ranges WHERE id = $1", &[&range_id]).await?.is_some())
+    /// Asks on another connection whether a commit happened whose answer was lost: every range of it is there, and as it
+    /// was written, for another's may have got its number. "No" may mean "not yet": then the next attempt waits for the
+    /// identities and finds its events there.
+    async fn was_committed(
+        &self,
+        batches: &[ValidBatch],
+        range_ids: &[i64],
+        appended: &[Appended],
+    ) -> Result<bool, Error> {
+        let mut lease = self.0.log.lease().await?;
+        write::are_there(&mut lease, batches, range_ids, appended).await
     }
 }
 

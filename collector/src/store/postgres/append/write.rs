@@ -11,11 +11,11 @@ use super::plan::{Culprits, Digest, Head, Identities, Known, Outcome};
 use super::rows::{COLUMNS, Rows, stored};
 use crate::bus::message::ValidBatch;
 use crate::project::ProjectId;
-use crate::store::Error;
 use crate::store::batches::{refused_text, verdicts_text};
 use crate::store::postgres::pool::Lease;
 use crate::store::postgres::segments::BEGIN_APPEND;
 use crate::store::postgres::{BLOCK_BITS, int, project_id, project_number, uint};
+use crate::store::{Appended, Error};
 
 const INSERT_IDENTITIES: &str = "
     INSERT INTO event_id (project, place, id, range_id, digest)
@@ -40,6 +40,16 @@ const INSERT_RANGES: &str = "
                         rejected, verdicts, refused)
     SELECT * FROM unnest($1::int8[], $2::int4[], $3::int4[], $4::int4[], $5::int8[], $6::int8[], $7::uuid[], $8::int8[],
                          $9::int8[], $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::text[], $15::text[])";
+
+/// Those of an append's ranges that are as it wrote them.
+const COUNT_WRITTEN: &str = "
+    SELECT count(*)
+    FROM unnest($1::int8[], $2::int4[], $3::int4[], $4::int8[], $5::int8[], $6::uuid[], $7::text[])
+         AS sent (id, project, part, first, last, batch, verdicts)
+    JOIN ranges AS known ON known.id = sent.id
+    WHERE (known.project, known.part, known.first, known.last, known.batch)
+        = (sent.project, sent.part, sent.first, sent.last, sent.batch)
+      AND known.verdicts IS NOT DISTINCT FROM sent.verdicts";
 
 const UPDATE_HEADS: &str = "
     UPDATE head SET segment = $2, position = head.position + grown.stored, received = head.received + grown.received,
@@ -186,9 +196,8 @@ async fn insert_ranges(
     let projects: Vec<i32> = batches.iter().map(|batch| project_number(batch.project)).collect();
     let part: Vec<i32> = batches.iter().map(|batch| batch.part.into()).collect();
     let parts: Vec<i32> = batches.iter().map(|batch| batch.parts.into()).collect();
-    let position = |of: fn(&crate::store::Appended) -> u64| -> Vec<i64> {
-        outcome.appended.iter().map(|one| int(of(one))).collect()
-    };
+    let position =
+        |of: fn(&Appended) -> u64| -> Vec<i64> { outcome.appended.iter().map(|one| int(of(one))).collect() };
     let (first, last) = (position(|one| one.range.first), position(|one| one.range.last));
     let ids: Vec<Uuid> = batches.iter().map(|batch| batch.batch.uuid()).collect();
     let received_ms: Vec<i64> = batches.iter().map(|batch| batch.received.ms()).collect();
@@ -224,6 +233,25 @@ async fn insert_ranges(
         )
         .await?;
     Ok(())
+}
+
+/// Says whether every range of an append is there as it was written.
+pub(super) async fn are_there(
+    lease: &mut Lease,
+    batches: &[ValidBatch],
+    range_ids: &[i64],
+    appended: &[Appended],
+) -> Result<bool, Error> {
+    let projects: Vec<i32> = batches.iter().map(|batch| project_number(batch.project)).collect();
+    let part: Vec<i32> = batches.iter().map(|batch| batch.part.into()).collect();
+    let ids: Vec<Uuid> = batches.iter().map(|batch| batch.batch.uuid()).collect();
+    let (first, last): (Vec<i64>, Vec<i64>) =
+        appended.iter().map(|one| (int(one.range.first), int(one.range.last))).unzip();
+    let verdicts: Vec<Option<String>> = appended.iter().map(|one| verdicts_text(&one.verdicts)).collect();
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
+        [&range_ids, &projects, &part, &first, &last, &ids, &verdicts];
+    let written: i64 = lease.query_one(COUNT_WRITTEN, &values).await?.try_get(0)?;
+    Ok(usize::try_from(written).is_ok_and(|written| written == batches.len()))
 }
 
 async fn write_heads(lease: &mut Lease, outcome: &Outcome, segment: i32) -> Result<(), Error> {

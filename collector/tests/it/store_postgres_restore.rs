@@ -1,0 +1,88 @@
+//! What numbers and histories say after a Postgres was restored while collectors ran.
+
+use eventbucket_collector::store::Error;
+use eventbucket_protocol::Verdict;
+
+use crate::store_fixture::{batch, events};
+use crate::store_postgres::{Cut, Database, Proxy, holds, is_stored, open, with_project};
+
+async fn number(database: &Database, select: &str) -> i64 {
+    database.sql().await.query_one(select, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn numbers_of_ranges_that_are_given_out_twice_cost_no_event() {
+    let (database, store, shop) = with_project().await;
+    store.append(vec![batch(shop, events("x", 3))]).await.unwrap();
+    // A restored database gives out again what a running process took before, and has used since.
+    database.sql().await.batch_execute("SELECT setval('range_id', 1, false)").await.unwrap();
+    let other = database.open().await;
+    let sent = vec![batch(shop, events("y", 3)), batch(shop, events("z", 3))];
+    let appended = other.append_each(sent.into()).await;
+    for one in appended {
+        assert!(one.unwrap().verdicts.iter().all(is_stored));
+    }
+    store.append(vec![batch(shop, events("w", 3))]).await.unwrap();
+    assert_eq!(store.head(shop).await.unwrap(), 12);
+    assert_eq!(store.ledger(Some(shop)).await.unwrap().quarantined, 0);
+    holds(&store).await;
+}
+
+#[tokio::test]
+async fn numbers_of_ranges_are_forgotten_with_the_epoch() {
+    let (database, store, shop) = with_project().await;
+    store.append(vec![batch(shop, events("x", 3))]).await.unwrap();
+    assert_eq!(number(&database, "SELECT max(id) FROM ranges").await, 1);
+    let back = "TRUNCATE event, event_id, ranges, event_block, segment_project;
+                UPDATE head SET position = 0, segment = 0, received = 0, stored = 0";
+    database.sql().await.batch_execute(back).await.unwrap();
+    let before = store.epoch();
+    store.view_progress().await.unwrap();
+    assert_ne!(store.epoch(), before);
+    store.append(vec![batch(shop, events("x", 3))]).await.unwrap();
+    assert_eq!(number(&database, "SELECT max(id) FROM ranges").await, 1_001, "a block of the new epoch");
+    holds(&store).await;
+}
+
+#[tokio::test]
+async fn a_commit_that_did_not_happen_is_not_taken_for_anothers() {
+    let (database, store, shop) = with_project().await;
+    let proxy = Proxy::before(&database.url).await;
+    let through = open(&proxy.url).await.unwrap();
+    through.append(vec![batch(shop, events("x", 3))]).await.unwrap();
+    let id = number(&database, "SELECT max(id) FROM ranges").await + 1;
+    let instead = format!(
+        "INSERT INTO ranges (id, project, part, parts, first, last, batch, received_ms, received, stored, duplicate,
+                             quarantined, rejected)
+         VALUES ({id}, {shop}, 0, 1, 4, 6, gen_random_uuid(), 0, 3, 3, 0, 0, 0)"
+    );
+    *proxy.cut.lock().unwrap() = Some(Cut::Commit { instead });
+    let lost = through.append(vec![batch(shop, events("y", 3))]).await;
+    assert!(proxy.cut.lock().unwrap().is_none(), "the proxy cut the commit");
+    let error = lost.expect_err("nothing of it is stored");
+    assert!(error.retry().is_some(), "{error:?}");
+    assert_eq!(store.head(shop).await.unwrap(), 3);
+    let only = format!("DELETE FROM ranges WHERE id = {id}");
+    database.sql().await.batch_execute(&only).await.unwrap();
+    let again = through.append(vec![batch(shop, events("y", 3))]).await.unwrap();
+    assert!(again[0].verdicts.iter().all(is_stored));
+    holds(&store).await;
+}
+
+#[tokio::test]
+async fn a_position_that_is_taken_is_the_databases_fault_and_not_the_events() {
+    let (database, store, shop) = with_project().await;
+    store.append(vec![batch(shop, events("x", 3))]).await.unwrap();
+    let stray = "INSERT INTO event (project, segment, position, time_ms, received_ms, id, name, properties)
+                 SELECT project, segment, 5, time_ms, received_ms, gen_random_uuid(), name, properties
+                 FROM event WHERE position = 3";
+    database.sql().await.batch_execute(stray).await.unwrap();
+    let sent = vec![batch(shop, events("y", 3))];
+    let refused = store.append_each(sent.clone().into()).await.remove(0).unwrap_err();
+    assert!(matches!(refused, Error::Corrupt { .. }), "{refused:?}");
+    assert_eq!(number(&database, "SELECT count(*) FROM quarantine").await, 0);
+    database.sql().await.batch_execute("DELETE FROM event WHERE position = 5").await.unwrap();
+    let stored = store.append_each(sent.into()).await.remove(0).unwrap();
+    assert!(stored.verdicts.iter().all(|verdict| *verdict == Verdict::Stored));
+    holds(&store).await;
+}
