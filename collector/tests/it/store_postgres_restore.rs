@@ -3,7 +3,7 @@
 use eventbucket_collector::store::Error;
 use eventbucket_protocol::Verdict;
 
-use crate::store_fixture::{batch, events};
+use crate::store_fixture::{batch, count_all, events};
 use crate::store_postgres::{Cut, Database, Proxy, holds, is_stored, open, with_project};
 
 async fn number(database: &Database, select: &str) -> i64 {
@@ -85,4 +85,28 @@ async fn a_position_that_is_taken_is_the_databases_fault_and_not_the_events() {
     let stored = store.append_each(sent.into()).await.remove(0).unwrap();
     assert!(stored.verdicts.iter().all(|verdict| *verdict == Verdict::Stored));
     holds(&store).await;
+}
+
+#[tokio::test]
+async fn a_history_that_can_not_be_read_is_no_other_history() {
+    let (database, store, shop) = with_project().await;
+    store.append(vec![batch(shop, events("x", 3))]).await.unwrap();
+    count_all(&store, shop).await;
+    let (admin, name) = (database.sql().await, database.url.rsplit_once('/').unwrap().1);
+    let first = format!("ALTER DATABASE {name} SET search_path = public, pg_catalog");
+    admin.batch_execute(&first).await.unwrap();
+    // A question that was cancelled, a role without the right, and a server that answers again.
+    for (code, opens) in [("57014", false), ("42501", true)] {
+        let fails = format!(
+            "CREATE OR REPLACE FUNCTION public.pg_control_system() RETURNS TABLE (system_identifier bigint)
+             LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now' USING errcode = '{code}'; END $$"
+        );
+        admin.batch_execute(&fails).await.unwrap();
+        match open(&database.url).await {
+            Ok(other) => assert!(opens && other.epoch() == store.epoch(), "{code}"),
+            Err(error) => assert!(!opens && error.retry().is_some(), "{code}: {error:?}"),
+        }
+    }
+    admin.batch_execute("DROP FUNCTION public.pg_control_system()").await.unwrap();
+    assert_eq!(database.open().await.epoch(), store.epoch());
 }

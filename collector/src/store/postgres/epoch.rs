@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use crate::project::ProjectId;
@@ -13,6 +14,21 @@ use crate::store::Error;
 const HISTORY: &str = "
     SELECT system_identifier, ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint
     FROM pg_control_system()";
+
+/// Identifier and timeline of a server that tells neither, as some hosted ones do: then a head that went back is the only sign.
+const UNTOLD: (i64, i64) = (0, 0);
+
+/// Says whether a server doesn't tell its history: a right that is missing, a function that is missing, not supported, or
+/// not there during recovery. Anything else is about the moment.
+fn is_untold(error: &tokio_postgres::Error) -> bool {
+    let untold = [
+        SqlState::INSUFFICIENT_PRIVILEGE,
+        SqlState::UNDEFINED_FUNCTION,
+        SqlState::FEATURE_NOT_SUPPORTED,
+        SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+    ];
+    error.code().is_some_and(|code| untold.contains(code))
+}
 
 /// The log's epoch as this process knows it, with the furthest head of each project that it has seen. A database that was
 /// restored to an earlier state shows as another history or as a head that went back.
@@ -57,16 +73,16 @@ impl Epoch {
         if !self.ready.load(Ordering::Acquire) {
             return Ok(());
         }
-        // Some hosted servers tell neither; then a head that went back is the only sign.
         let (system, timeline): (i64, i64) = match client.query_one(HISTORY, &[]).await {
             Ok(row) => (row.try_get(0)?, row.try_get(1)?),
-            Err(error) if error.as_db_error().is_some() => (0, 0),
+            Err(error) if is_untold(&error) => UNTOLD,
             Err(error) => return Err(error.into()),
         };
+        // What isn't told is no other history: two roles with different rights would renew the epoch in turns.
         let renew = "INSERT INTO epoch (id, system_identifier, timeline) VALUES (gen_random_uuid(), $1, $2)
              ON CONFLICT (only_row) DO UPDATE
              SET id = excluded.id, system_identifier = $1, timeline = $2, created_at = now()
-             WHERE (epoch.system_identifier, epoch.timeline) <> ($1, $2)";
+             WHERE (epoch.system_identifier, epoch.timeline) <> ($1, $2) AND ($1, $2) <> (0::int8, 0::int8)";
         client.execute(renew, &[&system, &timeline]).await?;
         self.reload(client).await
     }
