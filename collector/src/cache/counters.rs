@@ -10,6 +10,12 @@ use crate::store::{Applied, CountTotals};
 /// come from the store.
 pub const COUNTER_NAMES_MAX: usize = 100_000;
 
+/// The cache can't be asked now, or didn't answer in time. That says nothing of what it holds: counters that can't be asked
+/// for are not lost ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the cache can't be asked now; it connects again by itself")]
+pub struct Away;
+
 /// The live count of every name of a project.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {

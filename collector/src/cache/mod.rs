@@ -39,7 +39,7 @@ use crate::store::{Applied, CountTotals};
 
 #[cfg(test)]
 pub(crate) use counters::KeptCounters;
-pub use counters::{COUNTER_NAMES_MAX, Counters, CountersState};
+pub use counters::{Away, COUNTER_NAMES_MAX, Counters, CountersState};
 pub use error::Error;
 pub use keys::{Asked, Recalled};
 pub use limits::{Bound, Left, Limits, Quota, RateLimit, Taken, Used};
@@ -142,10 +142,13 @@ impl Cache {
 impl Cache {
     /// Adds exactly what was added to the stored counts of a log with that epoch. `false` when it doesn't follow on what is
     /// here: then the counters are to be reset from the store.
-    pub async fn count_up(&self, project: ProjectId, epoch: Uuid, applied: &Applied) -> bool {
+    ///
+    /// # Errors
+    /// [`Away`]: it may have been added all the same.
+    pub async fn count_up(&self, project: ProjectId, epoch: Uuid, applied: &Applied) -> Result<bool, Away> {
         match &self.0 {
-            Backend::Memory(memory) => memory.counters.count_up(project, epoch, applied),
-            Backend::Redis(redis) => redis.count_up(project, epoch, applied).await,
+            Backend::Memory(memory) => Ok(memory.counters.count_up(project, epoch, applied)),
+            Backend::Redis(redis) => redis.count_up(project, epoch, applied).await.ok_or(Away),
         }
     }
 
@@ -157,19 +160,27 @@ impl Cache {
         }
     }
 
-    /// Recalls alone what the live counters follow, and how far.
-    pub async fn counters_state(&self, project: ProjectId) -> Option<CountersState> {
+    /// Recalls alone what the live counters of projects follow, and how far, in their order; `None` where there are none.
+    ///
+    /// # Errors
+    /// [`Away`]: there may well be some.
+    pub async fn counters_states(&self, projects: &[ProjectId]) -> Result<Vec<Option<CountersState>>, Away> {
         match &self.0 {
-            Backend::Memory(memory) => memory.counters.state(project),
-            Backend::Redis(redis) => redis.counters_state(project).await,
+            Backend::Memory(memory) => {
+                Ok(projects.iter().map(|project| memory.counters.state(*project)).collect())
+            }
+            Backend::Redis(redis) => redis.counters_states(projects).await.ok_or(Away),
         }
     }
 
     /// Replaces the live counters by what the store holds; `false` when they are further already.
-    pub async fn reset(&self, project: ProjectId, epoch: Uuid, totals: CountTotals) -> bool {
+    ///
+    /// # Errors
+    /// [`Away`]: they may have been replaced all the same.
+    pub async fn reset(&self, project: ProjectId, epoch: Uuid, totals: CountTotals) -> Result<bool, Away> {
         match &self.0 {
-            Backend::Memory(memory) => memory.counters.reset(project, epoch, totals),
-            Backend::Redis(redis) => redis.reset(project, epoch, &totals).await,
+            Backend::Memory(memory) => Ok(memory.counters.reset(project, epoch, totals)),
+            Backend::Redis(redis) => redis.reset(project, epoch, &totals).await.ok_or(Away),
         }
     }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::bus::message::{Published, StoredRange, ValidBatch};
 use crate::bus::{self, Bus, Ticket};
-use crate::cache::{Cache, CountersState};
+use crate::cache::{Away, Cache, CountersState};
 use crate::project::ProjectId;
 use crate::store::{Appended, Applied, CountTotals, Error, Store, ViewProgress};
 
@@ -23,9 +23,9 @@ pub(super) trait Log {
 
 /// The live counters, and the readers of the live tail.
 pub(super) trait Live {
-    async fn counters_state(&self, project: ProjectId) -> Option<CountersState>;
-    async fn count_up(&self, project: ProjectId, epoch: Uuid, applied: &Applied) -> bool;
-    async fn reset(&self, project: ProjectId, epoch: Uuid, totals: CountTotals) -> bool;
+    async fn counters_states(&self, projects: &[ProjectId]) -> Result<Vec<Option<CountersState>>, Away>;
+    async fn count_up(&self, project: ProjectId, epoch: Uuid, applied: &Applied) -> Result<bool, Away>;
+    async fn reset(&self, project: ProjectId, epoch: Uuid, totals: CountTotals) -> Result<bool, Away>;
     fn publish_tail(&self, project: ProjectId, bytes: &[u8]) -> bool;
 }
 
@@ -67,15 +67,15 @@ impl Log for Store {
 }
 
 impl Live for Cache {
-    async fn counters_state(&self, project: ProjectId) -> Option<CountersState> {
-        self.counters_state(project).await
+    async fn counters_states(&self, projects: &[ProjectId]) -> Result<Vec<Option<CountersState>>, Away> {
+        self.counters_states(projects).await
     }
 
-    async fn count_up(&self, project: ProjectId, epoch: Uuid, applied: &Applied) -> bool {
+    async fn count_up(&self, project: ProjectId, epoch: Uuid, applied: &Applied) -> Result<bool, Away> {
         self.count_up(project, epoch, applied).await
     }
 
-    async fn reset(&self, project: ProjectId, epoch: Uuid, totals: CountTotals) -> bool {
+    async fn reset(&self, project: ProjectId, epoch: Uuid, totals: CountTotals) -> Result<bool, Away> {
         self.reset(project, epoch, totals).await
     }
 

@@ -80,37 +80,65 @@ fn applied(generation: u64, from: u64, through: u64) -> Applied {
 #[tokio::test]
 async fn only_what_follows_on_is_counted() {
     for (backend, cache, _redis) in each().await {
-        assert!(!cache.count_up(SHOP, EPOCH, &applied(2, 0, 1)).await, "{backend}: nothing is known");
+        assert_eq!(
+            cache.count_up(SHOP, EPOCH, &applied(2, 0, 1)).await,
+            Ok(false),
+            "{backend}: nothing is known"
+        );
         // A name may be anything, also what a field is called.
-        assert!(cache.reset(SHOP, EPOCH, totals(2, 10, &[("a", 9), ("applied_to", 1)])).await);
+        assert_eq!(cache.reset(SHOP, EPOCH, totals(2, 10, &[("a", 9), ("applied_to", 1)])).await, Ok(true));
         for other in [applied(2, 9, 12), applied(2, 11, 12), applied(1, 10, 12), applied(3, 10, 12)] {
-            assert!(!cache.count_up(SHOP, EPOCH, &other).await, "{backend}: {other:?}");
+            assert_eq!(cache.count_up(SHOP, EPOCH, &other).await, Ok(false), "{backend}: {other:?}");
         }
-        assert!(!cache.count_up(SHOP, Uuid::from_u128(2), &applied(2, 10, 12)).await, "{backend}: epoch");
-        assert!(!cache.count_up(BLOG, EPOCH, &applied(2, 10, 12)).await, "{backend}: project");
-        assert!(cache.count_up(SHOP, EPOCH, &applied(2, 10, 12)).await);
-        assert!(!cache.count_up(SHOP, EPOCH, &applied(2, 10, 12)).await, "{backend}: twice");
+        assert_eq!(
+            cache.count_up(SHOP, Uuid::from_u128(2), &applied(2, 10, 12)).await,
+            Ok(false),
+            "{backend}: epoch"
+        );
+        assert_eq!(cache.count_up(BLOG, EPOCH, &applied(2, 10, 12)).await, Ok(false), "{backend}: project");
+        assert_eq!(cache.count_up(SHOP, EPOCH, &applied(2, 10, 12)).await, Ok(true));
+        assert_eq!(cache.count_up(SHOP, EPOCH, &applied(2, 10, 12)).await, Ok(false), "{backend}: twice");
         let per_name = BTreeMap::from([("a".to_owned(), 11), ("applied_to".to_owned(), 1)]);
         let counters = Counters { epoch: EPOCH, generation: 2, applied_to: 12, per_name };
         assert_eq!(cache.counters(SHOP).await, Some(counters.clone()), "{backend}");
-        assert_eq!(cache.counters_state(SHOP).await, Some(counters.state()));
-        assert_eq!(cache.counters_state(BLOG).await, None);
+        let states = cache.counters_states(&[BLOG, SHOP, BLOG]).await;
+        assert_eq!(states, Ok(vec![None, Some(counters.state()), None]), "{backend}");
     }
 }
 
 #[tokio::test]
 async fn counters_never_go_back_within_an_epoch() {
     for (backend, cache, _redis) in each().await {
-        assert!(cache.reset(SHOP, EPOCH, totals(2, 100, &[("a", 100), ("gone", 3)])).await);
-        assert!(!cache.reset(SHOP, EPOCH, totals(2, 99, &[])).await, "{backend}: older position");
-        assert!(!cache.reset(SHOP, EPOCH, totals(1, 200, &[])).await, "{backend}: older generation");
-        assert!(cache.reset(SHOP, EPOCH, totals(2, 100, &[("a", 90)])).await, "{backend}: same state");
-        assert!(cache.reset(SHOP, EPOCH, totals(3, 50, &[("a", 50)])).await, "{backend}: newer generation");
+        assert_eq!(cache.reset(SHOP, EPOCH, totals(2, 100, &[("a", 100), ("gone", 3)])).await, Ok(true));
+        assert_eq!(
+            cache.reset(SHOP, EPOCH, totals(2, 99, &[])).await,
+            Ok(false),
+            "{backend}: older position"
+        );
+        assert_eq!(
+            cache.reset(SHOP, EPOCH, totals(1, 200, &[])).await,
+            Ok(false),
+            "{backend}: older generation"
+        );
+        assert_eq!(
+            cache.reset(SHOP, EPOCH, totals(2, 100, &[("a", 90)])).await,
+            Ok(true),
+            "{backend}: same state"
+        );
+        assert_eq!(
+            cache.reset(SHOP, EPOCH, totals(3, 50, &[("a", 50)])).await,
+            Ok(true),
+            "{backend}: newer generation"
+        );
         assert_eq!(cache.counters(SHOP).await.unwrap().per_name, BTreeMap::from([("a".to_owned(), 50)]));
         let restored = Uuid::from_u128(7);
-        assert!(cache.reset(SHOP, restored, totals(1, 5, &[("a", 5)])).await, "{backend}: another log");
+        assert_eq!(
+            cache.reset(SHOP, restored, totals(1, 5, &[("a", 5)])).await,
+            Ok(true),
+            "{backend}: another log"
+        );
         let state = CountersState { epoch: restored, generation: 1, applied_to: 5 };
-        assert_eq!(cache.counters_state(SHOP).await, Some(state));
+        assert_eq!(cache.counters_states(&[SHOP]).await, Ok(vec![Some(state)]));
     }
 }
 
@@ -119,15 +147,26 @@ async fn more_names_than_are_kept_leave_the_state_alone() {
     for (backend, cache, _redis) in each().await {
         let per_name = (0..COUNTER_NAMES_MAX).map(|i| (format!("name-{i}"), i as u64)).collect();
         let full = CountTotals { per_name, ..totals(2, 10, &[]) };
-        assert!(cache.reset(SHOP, EPOCH, full.clone()).await, "{backend}");
+        assert_eq!(cache.reset(SHOP, EPOCH, full.clone()).await, Ok(true), "{backend}");
         assert_eq!(cache.counters(SHOP).await.map(|counters| counters.per_name), Some(full.per_name));
-        assert!(cache.count_up(SHOP, EPOCH, &applied(2, 10, 11)).await, "{backend}: one name more");
+        assert_eq!(
+            cache.count_up(SHOP, EPOCH, &applied(2, 10, 11)).await,
+            Ok(true),
+            "{backend}: one name more"
+        );
         assert_eq!(cache.counters(SHOP).await, None, "{backend}");
-        assert!(cache.count_up(SHOP, EPOCH, &applied(2, 11, 12)).await, "{backend}: the state goes on");
+        assert_eq!(
+            cache.count_up(SHOP, EPOCH, &applied(2, 11, 12)).await,
+            Ok(true),
+            "{backend}: the state goes on"
+        );
         let state = CountersState { epoch: EPOCH, generation: 2, applied_to: 12 };
-        assert_eq!((cache.counters(SHOP).await, cache.counters_state(SHOP).await), (None, Some(state)));
+        assert_eq!(
+            (cache.counters(SHOP).await, cache.counters_states(&[SHOP]).await),
+            (None, Ok(vec![Some(state)]))
+        );
         let incomplete = CountTotals { complete: false, ..totals(2, 13, &[]) };
-        assert!(cache.reset(SHOP, EPOCH, incomplete).await);
+        assert_eq!(cache.reset(SHOP, EPOCH, incomplete).await, Ok(true));
         assert_eq!(cache.counters(SHOP).await, None);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use eventbucket_collector::cache::{
-    Bound, Cache, Error, Limits, NODE_TTL, Node, Quota, RateLimit, Recalled, RedisOptions, Tail, Used,
+    Away, Bound, Cache, Error, Limits, NODE_TTL, Node, Quota, RateLimit, Recalled, RedisOptions, Tail, Used,
 };
 use eventbucket_collector::project::{AccountId, Grant, KeyHash, KeyKind, ProjectId, Standing};
 use eventbucket_collector::store::{Applied, CountTotals, ViewState};
@@ -44,8 +44,9 @@ async fn nothing_is_known(cache: &Cache) {
     cache.remember(hash, VALID, asked).await;
     assert_eq!(cache.standing(&hash).await, Recalled::Known(VALID), "this process knows it alone");
     let step = Applied { generation: 1, from: 0, through: 1, per_name: vec![] };
-    assert!(!cache.count_up(SHOP, EPOCH, &step).await && !cache.reset(SHOP, EPOCH, totals(1)).await);
-    assert!(cache.counters(SHOP).await.is_none() && cache.counters_state(SHOP).await.is_none());
+    assert_eq!(cache.count_up(SHOP, EPOCH, &step).await, Err(Away));
+    assert_eq!(cache.reset(SHOP, EPOCH, totals(1)).await, Err(Away));
+    assert_eq!((cache.counters(SHOP).await, cache.counters_states(&[SHOP]).await), (None, Err(Away)));
     assert!(cache.lock("job", Duration::from_secs(1)).await.is_none() && cache.nodes().await.is_none());
     let rate = RateLimit { events_per_s: 1_000, burst: 1_000 };
     let taken = cache.take(SHOP, 10, &Limits { rate: Some(rate), quota: Quota::default() }).await;
@@ -80,7 +81,8 @@ async fn a_paused_redis_holds_up_no_request_for_longer_than_one_timeout() {
     assert!(error.contains("is away (") && error.contains("check that it runs"), "{error}");
     redis.resume().unwrap();
     back(&cache).await;
-    eventually("counters are kept again", async || cache.reset(SHOP, EPOCH, totals(5)).await).await;
+    eventually("counters are kept again", async || cache.reset(SHOP, EPOCH, totals(5)).await == Ok(true))
+        .await;
 }
 
 #[tokio::test]
@@ -89,7 +91,7 @@ async fn a_killed_redis_is_found_again_and_starts_from_nothing() {
     let cache = redis.cache().await;
     let mut tail = cache.subscribe_tail();
     assert_eq!(tail.recv().await, Some(Tail::Missed));
-    assert!(cache.reset(SHOP, EPOCH, totals(5)).await);
+    assert_eq!(cache.reset(SHOP, EPOCH, totals(5)).await, Ok(true));
     redis.kill().unwrap();
     eventually("the loss is noticed", async || cache.serving().is_err()).await;
     cache.counters(SHOP).await;
@@ -100,7 +102,8 @@ async fn a_killed_redis_is_found_again_and_starts_from_nothing() {
     let since = Instant::now();
     back(&cache).await;
     assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
-    eventually("counters are kept again", async || cache.reset(SHOP, EPOCH, totals(6)).await).await;
+    eventually("counters are kept again", async || cache.reset(SHOP, EPOCH, totals(6)).await == Ok(true))
+        .await;
     let missed =
         tokio::time::timeout(Duration::from_secs(10), tail.recv()).await.expect("the follower is told");
     assert_eq!(missed, Some(Tail::Missed));
@@ -367,7 +370,7 @@ async fn tls_is_used_and_a_server_of_another_authority_is_refused() {
     let cache = Cache::redis(options.clone()).await.unwrap();
     let mut tail = cache.subscribe_tail();
     assert_eq!(tail.recv().await, Some(Tail::Missed), "a subscription stands over TLS, too");
-    assert!(cache.reset(SHOP, EPOCH, totals(5)).await);
+    assert_eq!(cache.reset(SHOP, EPOCH, totals(5)).await, Ok(true));
     options.root_certificate_pem = Some(other.into_bytes());
     let error = Cache::redis(options).await.err().unwrap().to_string();
     assert!(error.contains("certificate"), "{error}");

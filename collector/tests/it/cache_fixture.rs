@@ -1,6 +1,7 @@
 //! Caches on a private Redis, and commands of the test's own.
 
-use eventbucket_collector::cache::{Cache, RedisOptions};
+use eventbucket_collector::cache::{Cache, CountersState, RedisOptions};
+use eventbucket_collector::project::ProjectId;
 use eventbucket_servers::Redis;
 
 /// What tests of the cache do with a Redis.
@@ -21,4 +22,9 @@ impl Asked for Redis {
         let mut connection = redis::Client::open(self.url()).unwrap().get_connection().unwrap();
         redis::cmd(words[0]).arg(&words[1..]).query(&mut connection).unwrap()
     }
+}
+
+/// What the live counters of one project follow, when the cache can be asked.
+pub(crate) async fn counters_state(cache: &Cache, project: ProjectId) -> Option<CountersState> {
+    cache.counters_states(&[project]).await.ok()?[0]
 }

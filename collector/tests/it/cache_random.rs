@@ -11,7 +11,7 @@ use eventbucket_collector::store::{Applied, CountTotals, ViewState};
 use eventbucket_servers::Redis;
 use uuid::Uuid;
 
-use crate::cache_fixture::Asked as _;
+use crate::cache_fixture::{Asked as _, counters_state};
 use crate::random::{Random, rounds};
 use crate::store_fixture::eventually;
 
@@ -115,13 +115,13 @@ async fn work(cache: Cache, model: Arc<Mutex<Model>>, mut random: Random, steps:
             // Killed between the store and the cache.
             continue;
         }
-        if !cache.count_up(SHOP, epoch, &applied).await {
+        if cache.count_up(SHOP, epoch, &applied).await != Ok(true) {
             let (epoch, totals) = model.lock().unwrap().totals();
-            cache.reset(SHOP, epoch, totals).await;
+            let _ = cache.reset(SHOP, epoch, totals).await;
         }
         if random.percent(10) {
             // Delivered twice.
-            cache.count_up(SHOP, epoch, &applied).await;
+            let _ = cache.count_up(SHOP, epoch, &applied).await;
         }
         if let Some(counters) = cache.counters(SHOP).await {
             right(&counters, &model.lock().unwrap());
@@ -138,13 +138,13 @@ fn right(counters: &Counters, model: &Model) {
 async fn settles(cache: &Cache, model: &Mutex<Model>) {
     eventually("the counters are the log's", async || {
         let state = model.lock().unwrap().state();
-        if cache.counters_state(SHOP).await == Some(state) {
+        if counters_state(cache, SHOP).await == Some(state) {
             let Some(counters) = cache.counters(SHOP).await else { return false };
             right(&counters, &model.lock().unwrap());
             return counters.state() == state;
         }
         let (epoch, totals) = model.lock().unwrap().totals();
-        cache.reset(SHOP, epoch, totals).await;
+        let _ = cache.reset(SHOP, epoch, totals).await;
         false
     })
     .await;

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus_fixture::{Direct, bus, options, shared, until};
-use crate::cache_fixture::Asked as _;
+use crate::cache_fixture::{Asked as _, counters_state};
 use crate::store_fixture::{Place, batch, event, eventually, project, totals};
 
 /// Insight in a process of its own, as far as anybody can tell.
@@ -205,7 +205,7 @@ pub(crate) async fn counters_follow_a_log_that_went_back(
     let first = store.epoch();
     put_back();
     let went_back = async || {
-        let counted = insight.cache.counters_state(shop).await;
+        let counted = counters_state(&insight.cache, shop).await;
         let head = store.head(shop).await.unwrap_or(before);
         let of_log = |counted: CountersState| counted.epoch != first && counted.applied_to == head;
         head < before && counted.is_some_and(of_log)
@@ -219,7 +219,7 @@ pub(crate) async fn counters_follow_a_log_that_went_back(
     let rebuilt = store.rebuild_counts(shop, |_, _| {}).await.unwrap();
     assert_eq!((rebuilt.generation, rebuilt.applied_to), (state.generation + 1, older + 100));
     eventually("the counters follow the rebuild", async || {
-        let counted = insight.cache.counters_state(shop).await;
+        let counted = counters_state(&insight.cache, shop).await;
         counted.is_some_and(|counted| counted.generation == rebuilt.generation)
     })
     .await;

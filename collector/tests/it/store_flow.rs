@@ -14,6 +14,7 @@ use eventbucket_protocol::Verdict;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache_fixture::counters_state;
 use crate::store_fixture::{Folder, batch, events, eventually, project, totals, with_project};
 
 /// A running collector without its HTTP side.
@@ -160,7 +161,7 @@ async fn counters_follow_a_rebuild_and_a_restart() {
     // A new generation is noticed without a new event, too.
     store.rebuild_counts(shop, |_, _| {}).await.unwrap();
     let rebuilt = CountersState { epoch: store.epoch(), generation: 3, applied_to: 33 };
-    eventually("noticing", async || running.cache.counters_state(shop).await == Some(rebuilt)).await;
+    eventually("noticing", async || counters_state(&running.cache, shop).await == Some(rebuilt)).await;
     running.stop().await;
     store.close().await.unwrap();
     let store = folder.open();

@@ -10,6 +10,9 @@ use crate::store::{Applied, CountTotals};
 /// Fields that say what the counters follow; those of names begin with `=`.
 const STATE: [&str; 3] = ["epoch", "generation", "applied_to"];
 
+/// States asked for in one question: requests wait behind it for the millisecond it takes.
+const STATES_AT_ONCE: usize = 500;
+
 impl Redis {
     fn counters_name(&self, project: ProjectId) -> String {
         self.0.of_project(project, "counters")
@@ -20,15 +23,14 @@ impl Redis {
         project: ProjectId,
         epoch: Uuid,
         applied: &Applied,
-    ) -> bool {
+    ) -> Option<bool> {
         let mut call = self.0.scripts.count_up.prepare_invoke();
         call.key(self.counters_name(project)).arg(epoch.simple().to_string());
         call.arg(applied.generation).arg(applied.from).arg(applied.through).arg(COUNTER_NAMES_MAX);
         for (name, count) in &applied.per_name {
             call.arg(name).arg(*count);
         }
-        let counted = self.0.bulk.ask(async |mut connection| call.invoke_async(&mut connection).await).await;
-        counted.unwrap_or(false)
+        self.0.bulk.ask(async |mut connection| call.invoke_async(&mut connection).await).await
     }
 
     pub(in crate::cache) async fn counters(&self, project: ProjectId) -> Option<Counters> {
@@ -49,10 +51,21 @@ impl Redis {
         Some(Counters { epoch, generation, applied_to, per_name })
     }
 
-    pub(in crate::cache) async fn counters_state(&self, project: ProjectId) -> Option<CountersState> {
-        let mut command = redis::cmd("HMGET");
-        command.arg(self.counters_name(project)).arg(&STATE[..]);
-        state(self.0.asks.command(command).await?)
+    pub(in crate::cache) async fn counters_states(
+        &self,
+        projects: &[ProjectId],
+    ) -> Option<Vec<Option<CountersState>>> {
+        let mut states = Vec::with_capacity(projects.len());
+        for some in projects.chunks(STATES_AT_ONCE) {
+            let mut questions = redis::pipe();
+            for project in some {
+                questions.cmd("HMGET").arg(self.counters_name(*project)).arg(&STATE[..]);
+            }
+            let asking = async |mut connection| questions.query_async(&mut connection).await;
+            let fields: Vec<[Option<String>; 3]> = self.0.asks.ask(asking).await?;
+            states.extend(fields.into_iter().map(state));
+        }
+        Some(states)
     }
 
     pub(in crate::cache) async fn reset(
@@ -60,15 +73,14 @@ impl Redis {
         project: ProjectId,
         epoch: Uuid,
         totals: &CountTotals,
-    ) -> bool {
+    ) -> Option<bool> {
         let mut call = self.0.scripts.reset.prepare_invoke();
         call.key(self.counters_name(project)).arg(epoch.simple().to_string());
         call.arg(totals.state.generation).arg(totals.state.applied_to).arg(u8::from(totals.complete));
         for (name, count) in &totals.per_name {
             call.arg(name).arg(*count);
         }
-        let reset = self.0.bulk.ask(async |mut connection| call.invoke_async(&mut connection).await).await;
-        reset.unwrap_or(false)
+        self.0.bulk.ask(async |mut connection| call.invoke_async(&mut connection).await).await
     }
 }
 

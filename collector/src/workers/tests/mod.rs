@@ -60,6 +60,11 @@ fn a_step_told_after_a_restore_is_not_counted() {
 }
 
 #[test]
+fn a_cache_that_is_away_costs_the_store_no_totals() {
+    Simulation::cache_away_for_a_minute().unwrap();
+}
+
+#[test]
 fn a_seed_replays() {
     for seed in 1..5 {
         let (first, second) = (Simulation::run(seed), Simulation::run(seed));

@@ -10,7 +10,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::LazyLock;
 
-use futures_util::FutureExt as _;
 use uuid::Uuid;
 
 use super::judge;
@@ -21,7 +20,7 @@ use crate::bus::message::ValidBatch;
 use crate::cache::{Cache, CountersState, KeptCounters};
 use crate::project::ProjectId;
 use crate::store::{Kept, Scratch};
-use crate::workers::insight::Doubts;
+use crate::workers::insight::Follower;
 
 /// Moves of one seed: a few hundred make a handful of batches meet every kind of fault.
 const MOVES: (u64, u64) = (60, 360);
@@ -42,8 +41,8 @@ const LOOK_MS: u64 = 1_000;
 const SETTLING_MAX: u32 = 20_000;
 
 /// Looks after that: the first finds what is behind, the second what the first doubted, the third what that had to begin
-/// anew, and after it the same once more: by the sixth there is nothing.
-const LAST_LOOKS: u32 = 6;
+/// anew, and after it the same once more: by the sixth there is nothing. A reset that was never taken may be due 16 later.
+const LAST_LOOKS: u32 = 22;
 
 /// Kinds of faults beside calls that fail.
 const FAULTS: u64 = 13;
@@ -78,8 +77,8 @@ struct Worker {
     task: Option<Pin<Box<dyn Future<Output = ()>>>>,
     heard: Heard,
     look_at: u64,
-    /// What its last look doubted.
-    doubts: Rc<RefCell<Doubts>>,
+    /// What it is to do next.
+    follower: Rc<RefCell<Follower>>,
     /// Stopped until then, whatever it is at.
     paused_until: u64,
 }
@@ -160,6 +159,7 @@ impl Simulation {
             now_ms: 0,
             restored: 0,
             taken_back: 0,
+            asked: BTreeMap::new(),
             wrong: None,
         };
         let trouble = if restoring { 20 } else { [0, 4, 12, 30][pick(4, &mut random).unwrap_or(0)] };
@@ -210,7 +210,7 @@ impl Simulation {
                 task: None,
                 heard: Heard::new(),
                 look_at: 0,
-                doubts: Rc::default(),
+                follower: Rc::default(),
                 paused_until: 0,
             });
         }
@@ -256,7 +256,7 @@ impl Simulation {
     fn never_back(&mut self) -> Result<(), String> {
         let world = self.world.borrow();
         for project in projects() {
-            let state = world.cache.counters_state(project).now_or_never().flatten();
+            let state = world.counters_state(project);
             let before = self.seen.insert(project, (world.taken_back, state));
             if let (Some(now), Some((taken_back, Some(before)))) = (state, before)
                 && taken_back == world.taken_back
@@ -502,7 +502,7 @@ impl Simulation {
         let now = self.now();
         let worker = &mut self.workers[place];
         worker.task = None;
-        worker.doubts = Rc::default();
+        worker.follower = Rc::default();
         worker.way.stops = Rc::new(Stops::default());
         worker.way.learn_epoch();
         (worker.look_at, worker.paused_until) = (now, 0);
@@ -533,6 +533,7 @@ impl Simulation {
             self.world.borrow_mut().now_ms += LOOK_MS;
             while self.filter(|worker| worker.role == Role::Insight && worker.look_at <= self.now()).len()
                 + self.busy()
+                + self.filter(|worker| !worker.follower.borrow().is_idle()).len()
                 > 0
             {
                 self.work_on();
@@ -563,7 +564,8 @@ impl Simulation {
 
     fn at_rest(&self) -> bool {
         let deaf = self.workers.iter().all(|worker| worker.heard.is_empty());
+        let idle = self.workers.iter().all(|worker| worker.follower.borrow().is_idle());
         let answered = self.world.borrow().clients.all_answered();
-        answered && deaf && self.broker_is_empty() && self.inbox.is_empty() && self.busy() == 0
+        answered && deaf && idle && self.broker_is_empty() && self.inbox.is_empty() && self.busy() == 0
     }
 }

@@ -1,5 +1,5 @@
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::sending::{Broker, Clients, Tag};
 use crate::bus::message::{Published, StoredRange, ValidBatch};
 use crate::bus::{self, Hint};
-use crate::cache::{Cache, CountersState, KeptCounters};
+use crate::cache::{Away, Cache, CountersState, KeptCounters};
 use crate::project::ProjectId;
 use crate::store::{Appended, Applied, CountTotals, Error, Scratch, ViewProgress};
 use crate::workers::ask::{Answer, Live, Log, Source};
@@ -35,6 +35,8 @@ pub(super) struct World {
     pub(super) restored: u64,
     /// How often the log or the counters were taken back.
     pub(super) taken_back: u64,
+    /// How often each thing was asked.
+    pub(super) asked: BTreeMap<Ask, u64>,
     /// The first thing that was seen to be wrong while it ran.
     pub(super) wrong: Option<String>,
 }
@@ -53,14 +55,14 @@ pub(super) enum At {
 }
 
 /// What is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Ask {
     Append,
     ViewProgress,
     ApplyCounts,
     CountTotals,
     Rebuild,
-    CountersState,
+    CountersStates,
     CountUp,
     Reset,
     Bury,
@@ -68,7 +70,7 @@ pub(super) enum Ask {
 
 impl Ask {
     pub(super) fn is_of_cache(self) -> bool {
-        matches!(self, Self::CountersState | Self::CountUp | Self::Reset)
+        matches!(self, Self::CountersStates | Self::CountUp | Self::Reset)
     }
 }
 
@@ -87,6 +89,8 @@ pub(super) enum Fate {
 pub(super) struct Stops {
     at: Cell<Option<At>>,
     fate: Cell<Option<Fate>>,
+    /// The cache didn't answer when it was asked last.
+    cache_is_silent: Cell<bool>,
 }
 
 impl Stops {
@@ -125,6 +129,7 @@ pub(super) struct Way {
 impl Way {
     async fn ask<T>(&self, ask: Ask, effect: impl FnOnce(&mut World) -> T, failed: impl FnOnce() -> T) -> T {
         let fate = self.stops.stop(At::Before(ask)).await;
+        self.notes(ask, fate);
         if fate == Fate::Refused {
             return failed();
         }
@@ -134,6 +139,19 @@ impl Way {
         }
         self.stops.stop(At::After(ask)).await;
         if fate == Fate::AnswerLost { failed() } else { answer }
+    }
+
+    /// Reading all totals is the dearest thing that insight asks of the store, and only a cache can make use of them: whoever
+    /// takes one that is away for one that lost its counters asks for them over and over.
+    fn notes(&self, ask: Ask, fate: Fate) {
+        let mut world = self.world.borrow_mut();
+        *world.asked.entry(ask).or_default() += 1;
+        if ask == Ask::CountTotals && self.stops.cache_is_silent.get() {
+            world.complain("totals were read for a cache that can't be asked".to_owned());
+        }
+        if ask.is_of_cache() {
+            self.stops.cache_is_silent.set(fate != Fate::Answered);
+        }
     }
 
     pub(super) fn learn_epoch(&self) {
@@ -186,19 +204,19 @@ fn at_once<T>(answer: impl Future<Output = T>) -> T {
 }
 
 impl Live for Way {
-    async fn counters_state(&self, project: ProjectId) -> Option<CountersState> {
-        let effect = |world: &mut World| at_once(world.cache.counters_state(project));
-        self.ask(Ask::CountersState, effect, || None).await
+    async fn counters_states(&self, projects: &[ProjectId]) -> Result<Vec<Option<CountersState>>, Away> {
+        let effect = |world: &mut World| at_once(world.cache.counters_states(projects));
+        self.ask(Ask::CountersStates, effect, || Err(Away)).await
     }
 
-    async fn count_up(&self, project: ProjectId, epoch: Uuid, applied: &Applied) -> bool {
+    async fn count_up(&self, project: ProjectId, epoch: Uuid, applied: &Applied) -> Result<bool, Away> {
         let effect = |world: &mut World| at_once(world.cache.count_up(project, epoch, applied));
-        self.ask(Ask::CountUp, effect, || false).await
+        self.ask(Ask::CountUp, effect, || Err(Away)).await
     }
 
-    async fn reset(&self, project: ProjectId, epoch: Uuid, totals: CountTotals) -> bool {
+    async fn reset(&self, project: ProjectId, epoch: Uuid, totals: CountTotals) -> Result<bool, Away> {
         let effect = |world: &mut World| at_once(world.cache.reset(project, epoch, totals));
-        self.ask(Ask::Reset, effect, || false).await
+        self.ask(Ask::Reset, effect, || Err(Away)).await
     }
 
     fn publish_tail(&self, _: ProjectId, _: &[u8]) -> bool {
@@ -282,6 +300,10 @@ impl World {
         let kept =
             |key: &(ProjectId, Uuid)| dead.contains(key) || waiting.contains(key) || log.holds(key.0, key.1);
         self.clients.owed.retain(kept);
+    }
+
+    pub(super) fn counters_state(&self, project: ProjectId) -> Option<CountersState> {
+        at_once(self.cache.counters_states(&[project])).ok()?.into_iter().next()?
     }
 
     pub(super) fn complain(&mut self, complaint: String) {

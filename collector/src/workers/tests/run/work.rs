@@ -5,7 +5,7 @@ use super::{LOOK_MS, Role, Simulation};
 use crate::bus::Hint;
 use crate::bus::message::{StoredRange, ValidBatch};
 use crate::project::ProjectId;
-use crate::workers::insight;
+use crate::workers::insight::{Follower, Look};
 use crate::workers::storage::Writer;
 use crate::workers::tests::sending::pick;
 use crate::workers::tests::world::{Ask, At, Fate, Ticket, Waiting};
@@ -30,25 +30,46 @@ impl Simulation {
             }
             Role::Insight => {
                 let heard = self.workers[place].heard.len();
+                // It is lost with a task that is: a process that died has nothing left to do and doubts nothing.
+                let mut follower = self.workers[place].follower.take();
                 if heard > 0 && self.random.percent(70) {
-                    let count = 1 + pick(heard, &mut self.random).unwrap_or(0);
-                    let mut waiting = insight::Waiting::default();
-                    self.workers[place].heard.drain(..count).for_each(|hint| waiting.add(hint));
+                    let (count, mut missed) = (1 + pick(heard, &mut self.random).unwrap_or(0), false);
+                    for hint in self.workers[place].heard.drain(..count) {
+                        missed |= follower.hear(hint);
+                    }
                     // What fails is found again by the next look.
-                    self.start(place, async move { drop(insight::follow(&waiting, &way, &way).await) });
+                    self.follow(place, follower, async move |follower| {
+                        if missed {
+                            drop(follower.look(Look::OutOfTime, &way, &way).await);
+                        }
+                        drop(follower.turn(&way, &way).await);
+                    });
                 } else if self.workers[place].look_at <= now {
                     self.workers[place].look_at = now + LOOK_MS;
-                    // They are lost with a task that is: a process that died doubts nothing.
-                    let doubts = Rc::clone(&self.workers[place].doubts);
-                    self.start(place, async move {
-                        let mut known = doubts.take();
-                        drop(insight::look_at_heads(&way, &way, &mut known).await);
-                        doubts.replace(known);
+                    self.follow(place, follower, async move |follower| {
+                        drop(follower.look(Look::InTime, &way, &way).await);
                     });
+                } else if !follower.is_idle() {
+                    self.follow(place, follower, async move |follower| drop(follower.turn(&way, &way).await));
+                } else {
+                    self.workers[place].follower.replace(follower);
                 }
             }
             Role::Rebuild => {}
         }
+    }
+
+    fn follow(
+        &mut self,
+        place: usize,
+        mut follower: Follower,
+        next: impl AsyncFnOnce(&mut Follower) + 'static,
+    ) {
+        let kept = Rc::clone(&self.workers[place].follower);
+        self.start(place, async move {
+            next(&mut follower).await;
+            kept.replace(follower);
+        });
     }
 
     fn take(&mut self, place: usize, project: Option<ProjectId>) -> Vec<(ValidBatch, Ticket)> {
