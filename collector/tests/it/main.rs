@@ -47,6 +47,7 @@ mod store_postgres_restore;
 mod store_postgres_segments;
 mod store_postgres_tls;
 mod store_random;
+mod store_retention;
 mod store_sqlite;
 mod store_users;
 mod torture;

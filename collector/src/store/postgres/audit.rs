@@ -66,7 +66,8 @@ async fn figures(
     progress(done, total);
     for (project, figures) in &mut projects {
         let of_project = segments.get(project).cloned().unwrap_or_default();
-        let mut walk = Walk { lease: &mut *lease, project: *project, figures, reference: &mut reference };
+        let mut walk =
+            Walk { lease: &mut *lease, project: *project, figures, reference: &mut reference, sealed: 0 };
         let mut report = |rows| {
             done += rows;
             progress(done, total);
@@ -156,6 +157,8 @@ struct Walk<'w> {
     project: ProjectId,
     figures: &'w mut ProjectFigures,
     reference: &'w mut Option<String>,
+    /// Through where generation 0 counts: rows up to there are about to be dropped, and are not counted once more.
+    sealed: u64,
 }
 
 impl Walk<'_> {
@@ -168,12 +171,8 @@ impl Walk<'_> {
         report: &mut (dyn FnMut(u64) + Send),
     ) -> Result<(), Error> {
         let number = project_number(self.project);
-        self.lease.execute("DELETE FROM audit_recount", &[]).await?;
-        let sealed = "INSERT INTO audit_recount SELECT name, hour_ms, count FROM rollup_counts
-             WHERE project = $1 AND generation = 0";
-        self.lease.execute(sealed, &[&number]).await?;
-        self.begin_users().await?;
-        let mut stops = BTreeSet::from([self.figures.applied_to, POSITION_MAX]);
+        self.begin().await?;
+        let mut stops = BTreeSet::from([self.sealed, self.figures.applied_to, POSITION_MAX]);
         stops.extend(counters.map(|(applied_to, _)| *applied_to));
         let mut after = 0;
         for stop in stops {
@@ -234,7 +233,9 @@ impl Walk<'_> {
         );
         rows.hidden += uint(self.lease.query_one(&sql, &values).await?.try_get(0)?);
         self.look_for_identities(segment, window, &values).await?;
-        self.recount(segment, window, &values, last).await?;
+        if last > self.sealed {
+            self.recount(segment, window, &values, last).await?;
+        }
         Ok(count)
     }
 
@@ -263,13 +264,19 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Begins with the users of what was dropped, which are sealed in generation 0.
-    async fn begin_users(&mut self) -> Result<(), Error> {
-        self.lease.execute("DELETE FROM audit_users", &[]).await?;
+    /// Begins with what was sealed in generation 0: what was dropped, and what a drop that failed left behind.
+    async fn begin(&mut self) -> Result<(), Error> {
+        self.lease.batch_execute("DELETE FROM audit_recount; DELETE FROM audit_users").await?;
+        let number = project_number(self.project);
+        let through = "SELECT coalesce(max(applied_to), 0) FROM view_state
+             WHERE view = $1 AND project = $2 AND generation = 0";
+        self.sealed = uint(self.lease.query_one(through, &[&COUNTS, &number]).await?.try_get(0)?);
+        let sealed = "INSERT INTO audit_recount SELECT name, hour_ms, count FROM rollup_counts
+             WHERE project = $1 AND generation = 0";
+        self.lease.execute(sealed, &[&number]).await?;
         let sealed = "INSERT INTO audit_users (project, generation, hours, start_ms, name, sketch)
              SELECT project, $2, hours, start_ms, name, sketch FROM rollup_users WHERE project = $1 AND generation = 0";
-        let values: [&(dyn ToSql + Sync); 2] = [&project_number(self.project), &int(self.figures.generation)];
-        self.lease.execute(sealed, &values).await?;
+        self.lease.execute(sealed, &[&number, &int(self.figures.generation)]).await?;
         Ok(())
     }
 

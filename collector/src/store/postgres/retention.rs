@@ -120,12 +120,13 @@ async fn ends(lease: &mut Lease, segment: i32) -> Result<Vec<(ProjectId, u64)>, 
     Ok(ends)
 }
 
-/// The generations of the counts that lack events up to a position. Generation 0 is the seal.
+/// The generations of the counts that lack events up to a position, the seal, which is generation 0, last: so it is never
+/// ahead of the live one, and the two can be held against each other.
 async fn behind(lease: &mut Lease, project: ProjectId, last: u64) -> Result<Vec<ViewState>, Error> {
     let select = lease
         .prepared(
             "SELECT generation, applied_to FROM view_state
-             WHERE view = $1 AND project = $2 AND applied_to < $3 ORDER BY generation",
+             WHERE view = $1 AND project = $2 AND applied_to < $3 ORDER BY generation DESC",
         )
         .await?;
     let rows = lease.query(&select, &[&COUNTS, &project_number(project), &int(last)]).await?;
