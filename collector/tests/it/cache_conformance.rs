@@ -343,6 +343,17 @@ async fn a_batch_larger_than_the_burst_passes_and_is_paid_back() {
 }
 
 #[tokio::test]
+async fn a_rate_that_is_set_later_asks_nothing_back_for_what_a_quota_let_pass() {
+    for (backend, cache, _redis) in each().await {
+        let quota = Quota { per_day: Some(1_000_000), per_month: None };
+        assert_eq!(cache.take(SHOP, 100_000, &Limits { rate: None, quota }).await.refused, None, "{backend}");
+        let rate = Some(RateLimit { events_per_s: 10, burst: 50 });
+        let taken = cache.take(SHOP, 20, &Limits { rate, quota }).await;
+        assert_eq!((taken.refused, taken.rate.unwrap().remaining), (None, 30), "{backend}");
+    }
+}
+
+#[tokio::test]
 async fn quotas_go_on_from_what_the_ledger_says() {
     for (backend, cache, _redis) in each().await {
         let quota = Quota { per_day: Some(100), per_month: Some(1_000) };

@@ -6,8 +6,9 @@ local need, extra = tonumber(ARGV[1]), tonumber(ARGV[2])
 local rate, burst = tonumber(ARGV[3]), tonumber(ARGV[4])
 local per_day, per_month = tonumber(ARGV[5]), tonumber(ARGV[6])
 local was = redis.call('HMGET', KEYS[1], 'tokens', 'at', 'day', 'day_used', 'month', 'month_used', 'recounted')
-local tokens = tonumber(was[1]) or burst
+local tokens = 0
 if rate >= 0 then
+  tokens = tonumber(was[1]) or burst
   tokens = math.min(burst, tokens + math.max(0, now - (tonumber(was[2]) or now)) * rate / 1000000)
 end
 local day_used = tonumber(was[3]) == day and tonumber(was[4]) or 0
@@ -35,9 +36,12 @@ else
   day_used = day_used + taken
   month_used = month_used + taken
 end
-redis.call('HSET', KEYS[1], 'tokens', string.format('%.3f', tokens), 'at', string.format('%.0f', now),
-  'day', day, 'day_used', string.format('%.0f', day_used),
+redis.call('HSET', KEYS[1], 'day', day, 'day_used', string.format('%.0f', day_used),
   'month', month, 'month_used', string.format('%.0f', month_used))
+-- Without a rate nothing is taken out of its bucket, which a rate that is set later would have to fill up again.
+if rate >= 0 then
+  redis.call('HSET', KEYS[1], 'tokens', string.format('%.3f', tokens), 'at', string.format('%.0f', now))
+end
 -- 40 days: longer than a month is counted.
 redis.call('PEXPIRE', KEYS[1], 3456000000)
 return { refused, taken, floor(tokens), wait, day_used, month_used, recounted }
