@@ -89,6 +89,8 @@ pub struct Taken {
     /// What was used of a quota is not known for sure: read it from the store's ledger and call
     /// [`super::Cache::recount_quota`]. Until then events pass as if nothing had been used before. Said once a second.
     pub recount: bool,
+    /// When it was taken, by the clock that counts days: what is given back later is that day's.
+    pub(super) period: Period,
 }
 
 /// What a project has sent in this day and month, UTC, by the store's ledger.
@@ -100,11 +102,17 @@ pub struct Used {
     pub month: u64,
 }
 
-/// Day and month as numbers, and when the next ones begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Calendar {
+/// A day and its month as numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Period {
     pub(super) day: i64,
     pub(super) month: i64,
+}
+
+/// What day and month it is, and when the next ones begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Calendar {
+    pub(super) period: Period,
     pub(super) day_ends: Duration,
     pub(super) month_ends: Duration,
 }
@@ -116,9 +124,12 @@ impl Calendar {
             let begin = begin.and_then(|date| Offset::UTC.to_timestamp(date.at(0, 0, 0, 0)).ok());
             begin.map_or(Duration::ZERO, |begin| begin.duration_since(now).unsigned_abs())
         };
-        Self {
+        let period = Period {
             day: now.as_second().div_euclid(86_400),
             month: i64::from(date.year()) * 12 + i64::from(date.month()) - 1,
+        };
+        Self {
+            period,
             day_ends: until(date.tomorrow().ok()),
             month_ends: until(date.first_of_month().checked_add(1.month()).ok()),
         }
@@ -136,6 +147,7 @@ pub(super) struct Figures {
     pub(super) day_used: u64,
     pub(super) month_used: u64,
     pub(super) recounted: bool,
+    pub(super) period: Period,
 }
 
 impl Figures {
@@ -168,6 +180,7 @@ impl Figures {
             month: left(limits.quota.per_month, self.month_used, calendar.month_ends),
             exact: true,
             recount: !self.recounted && limits.quota != Quota::default(),
+            period: self.period,
         }
     }
 }
@@ -201,8 +214,7 @@ impl RecountAsked {
 pub(super) struct Allowance {
     /// Tokens, and when they were counted; `None` when the bucket is full because nobody took any.
     tokens: Option<(f64, Instant)>,
-    day: i64,
-    month: i64,
+    period: Period,
     used: Used,
     recounted: Option<i64>,
 }
@@ -226,7 +238,8 @@ impl Allowance {
             wait,
             day_used: self.used.day,
             month_used: self.used.month,
-            recounted: self.recounted == Some(calendar.day),
+            recounted: self.recounted == Some(calendar.period.day),
+            period: self.period,
         }
     }
 
@@ -255,11 +268,25 @@ impl Allowance {
     }
 
     fn turn_to(&mut self, calendar: &Calendar) {
-        if self.day != calendar.day {
-            (self.day, self.used.day) = (calendar.day, 0);
+        if self.period.day != calendar.period.day {
+            self.used.day = 0;
         }
-        if self.month != calendar.month {
-            (self.month, self.used.month) = (calendar.month, 0);
+        if self.period.month != calendar.period.month {
+            self.used.month = 0;
+        }
+        self.period = calendar.period;
+    }
+
+    /// Gives back events that were taken and not used: the rule of `give_back.lua`.
+    pub(super) fn give_back(&mut self, events: u64, taken: &Taken) {
+        if let Some((tokens, _)) = self.tokens.as_mut().filter(|_| taken.rate.is_some()) {
+            *tokens += events as f64;
+        }
+        if self.period.day == taken.period.day {
+            self.used.day = self.used.day.saturating_sub(events);
+        }
+        if self.period.month == taken.period.month {
+            self.used.month = self.used.month.saturating_sub(events);
         }
     }
 
@@ -267,96 +294,9 @@ impl Allowance {
     pub(super) fn recount(&mut self, used: Used, calendar: &Calendar) {
         self.turn_to(calendar);
         self.used = Used { day: self.used.day.max(used.day), month: self.used.month.max(used.month) };
-        self.recounted = Some(calendar.day);
+        self.recounted = Some(calendar.period.day);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn at(text: &str) -> Calendar {
-        Calendar::at(text.parse().unwrap())
-    }
-
-    fn rate(events_per_s: u64, burst: u64) -> Limits {
-        Limits { rate: Some(RateLimit { events_per_s, burst }), quota: Quota::default() }
-    }
-
-    #[test]
-    fn days_and_months_end_in_utc() {
-        let calendar = at("2024-02-29T23:00:00Z");
-        assert_eq!((calendar.day, calendar.month), (19_782, 2024 * 12 + 1));
-        assert_eq!(
-            (calendar.day_ends, calendar.month_ends),
-            (Duration::from_secs(3_600), Duration::from_secs(3_600))
-        );
-        assert_eq!(at("2025-12-31T12:00:00Z").month + 1, at("2026-01-01T00:00:00Z").month);
-    }
-
-    #[test]
-    fn a_batch_larger_than_the_burst_passes_once_and_is_paid_back() {
-        let (mut allowance, calendar, now) =
-            (Allowance::default(), at("2026-01-01T00:00:00Z"), Instant::now());
-        let limits = rate(100, 50);
-        assert_eq!(allowance.take(250, &limits, &calendar, now).refused, None);
-        let figures = allowance.take(1, &limits, &calendar, now);
-        // 200 in debt, and one more: 2.01 s at 100 a second.
-        assert_eq!((figures.refused, figures.wait), (Some(Bound::Rate), Duration::from_millis(2_010)));
-        let taken = figures.taken(&limits, &calendar, 0);
-        assert_eq!(taken.rate.map(|left| (left.limit, left.remaining)), Some((50, 0)));
-        assert_eq!(allowance.take(1, &limits, &calendar, now + Duration::from_millis(2_011)).refused, None);
-    }
-
-    #[test]
-    fn a_quota_lets_the_batch_through_that_uses_it_up_and_begins_again_with_the_day() {
-        let mut allowance = Allowance::default();
-        let limits = Limits { rate: None, quota: Quota { per_day: Some(10), per_month: Some(15) } };
-        let (first, now) = (at("2026-01-01T00:00:00Z"), Instant::now());
-        assert!(allowance.take(1, &limits, &first, now).taken(&limits, &first, 0).recount);
-        allowance.recount(Used { day: 8, month: 8 }, &first);
-        assert_eq!(
-            allowance.take(1, &limits, &first, now).taken(&limits, &first, 0).day.map(|left| left.remaining),
-            Some(1)
-        );
-        let taken = allowance.take(3, &limits, &first, now).taken(&limits, &first, 0);
-        assert_eq!(
-            (taken.refused, taken.recount, taken.day.map(|left| left.remaining)),
-            (None, false, Some(0))
-        );
-        let taken = allowance.take(1, &limits, &first, now).taken(&limits, &first, 0);
-        assert_eq!((taken.refused, taken.retry_after), (Some(Bound::Day), Duration::from_secs(86_400)));
-        let second = at("2026-01-02T00:00:00Z");
-        assert_eq!(allowance.take(7, &limits, &second, now).refused, None);
-        assert_eq!(allowance.take(1, &limits, &second, now).refused, Some(Bound::Month));
-    }
-
-    #[test]
-    fn edges_that_cannot_agree_each_grant_their_share() {
-        assert_eq!(rate(100, 50).shared_by(4).rate, Some(RateLimit { events_per_s: 25, burst: 12 }));
-        assert_eq!(rate(1, 1).shared_by(0).rate, rate(1, 1).rate);
-        assert_eq!(rate(0, 0).shared_by(3).rate, rate(0, 0).rate);
-    }
-
-    proptest! {
-        /// Over any time no more passes than the burst, what grew, and one batch of debt.
-        #[test]
-        fn no_more_passes_than_was_granted(
-            events_per_s in 0_u64..1_000, burst in 0_u64..1_000,
-            steps in prop::collection::vec((0_u64..2_000, 1_u64..1_500), 1..60),
-        ) {
-            let (limits, calendar) = (rate(events_per_s, burst), at("2026-01-01T00:00:00Z"));
-            let (mut allowance, begun) = (Allowance::default(), Instant::now());
-            let (mut passed, mut ms, mut largest) = (0, 0, 0);
-            for (wait_ms, need) in steps {
-                ms += wait_ms;
-                largest = largest.max(need);
-                let figures = allowance.take(need, &limits, &calendar, begun + Duration::from_millis(ms));
-                passed += figures.taken;
-                prop_assert!(passed <= burst + events_per_s * ms / 1_000 + largest.saturating_sub(burst) + 1);
-            }
-        }
-    }
-}
+mod tests;

@@ -62,6 +62,11 @@ impl Memory {
         recount.once(figures.taken(limits, &calendar, 0))
     }
 
+    pub(super) fn give_back(&self, project: ProjectId, events: u64, taken: &Taken) {
+        let mut all = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(project).or_default().0.give_back(events, taken);
+    }
+
     pub(super) fn recount(&self, project: ProjectId, used: Used) {
         let mut all = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry(project).or_default().0.recount(used, &Calendar::at(Timestamp::now()));

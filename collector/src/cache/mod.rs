@@ -285,6 +285,14 @@ impl Cache {
         }
     }
 
+    /// Gives back events that were taken and then not sent on.
+    pub async fn give_back(&self, project: ProjectId, events: u64, taken: &Taken) {
+        match &self.0 {
+            Backend::Memory(memory) => memory.give_back(project, events, taken),
+            Backend::Redis(redis) => redis.give_back(project, events, taken).await,
+        }
+    }
+
     /// Tells the quotas what the store's ledger knows, after [`Taken::recount`]: what was used is raised to it, never
     /// lowered.
     pub async fn recount_quota(&self, project: ProjectId, used: Used) -> bool {

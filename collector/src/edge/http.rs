@@ -48,7 +48,7 @@ async fn batch(edge: &State, grant: Grant, head: &Parts, body: &mut Body) -> Res
     })
     .await?;
     let admitted = edge.ingest.admit(grant.project, &valid).await?;
-    let outcome = edge.ingest.publish(valid).await?;
+    let outcome = edge.ingest.publish_admitted(valid, &admitted).await?;
     Ok(reply::with_limit(reply::batch(outcome), admitted.closest))
 }
 

@@ -14,17 +14,21 @@ use crate::store::{self, Store};
 pub struct Admitted {
     /// The limit that is closest to its end.
     pub closest: Option<Left>,
+    /// How many events were taken out of the limits, and how.
+    taken: Option<(u64, Taken)>,
 }
 
 impl Ingest {
     /// Takes the events of a batch out of the project's limits, all of them or none.
     ///
     /// # Errors
-    /// [`Error::Limited`] with when to send again.
+    /// [`Error::Limited`] with when to send again; where there are limits, what is wrong with the bus.
     pub async fn admit(&self, project: ProjectId, valid: &Valid) -> Result<Admitted, Error> {
         if self.limits.none() {
-            return Ok(Admitted { closest: None });
+            return Ok(Admitted { closest: None, taken: None });
         }
+        // What can't be published would be taken only to be given back.
+        self.bus.serving()?;
         let events = (valid.batch.events.len() + valid.refused.len()) as u64;
         let taken = self.cache.take(project, events, &self.limits).await;
         if taken.recount {
@@ -32,8 +36,15 @@ impl Ingest {
         }
         let closest = closest(&taken);
         match taken.refused {
-            None => Ok(Admitted { closest }),
+            None => Ok(Admitted { closest, taken: Some((events, taken)) }),
             Some(bound) => Err(Error::Limited { bound, retry_after: taken.retry_after, left: closest }),
+        }
+    }
+
+    /// Gives back what a batch had taken that went no further: sent again, it is taken again.
+    pub(super) async fn give_back(&self, project: ProjectId, admitted: &Admitted) {
+        if let Some((events, taken)) = &admitted.taken {
+            self.cache.give_back(project, *events, taken).await;
         }
     }
 

@@ -84,6 +84,20 @@ impl Ingest {
         self.publish(validate(grant.project, raw, arrival)).await
     }
 
+    /// Publishes a batch that was admitted. One that isn't taken costs its project nothing: what is sent again after a 503
+    /// or 429 is limited once.
+    ///
+    /// # Errors
+    /// Those of [`Ingest::publish`].
+    pub async fn publish_admitted(&self, valid: Valid, admitted: &Admitted) -> Result<Outcome, Error> {
+        let project = valid.batch.project;
+        let published = self.publish(valid).await;
+        if let Err(Error::Bus(_)) = published {
+            self.give_back(project, admitted).await;
+        }
+        published
+    }
+
     /// Publishes what passed and returns a verdict for every event of the body. A batch in which everything was refused is
     /// published too: the ledger counts what was refused where it counts what was stored.
     ///

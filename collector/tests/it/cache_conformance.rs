@@ -354,6 +354,22 @@ async fn a_rate_that_is_set_later_asks_nothing_back_for_what_a_quota_let_pass() 
 }
 
 #[tokio::test]
+async fn what_is_given_back_may_be_taken_again() {
+    for (backend, cache, _redis) in each().await {
+        let rate = Some(RateLimit { events_per_s: 1, burst: 50 });
+        let limits = Limits { rate, quota: Quota { per_day: Some(120), per_month: Some(1_000) } };
+        assert!(cache.recount_quota(SHOP, Used::default()).await);
+        let taken = cache.take(SHOP, 50, &limits).await;
+        assert_eq!(taken.refused, None, "{backend}");
+        assert_eq!(cache.take(SHOP, 50, &limits).await.refused, Some(Bound::Rate), "{backend}");
+        cache.give_back(SHOP, 50, &taken).await;
+        let again = cache.take(SHOP, 50, &limits).await;
+        assert_eq!((again.refused, again.day.unwrap().remaining), (None, 70), "{backend}");
+        assert_eq!(again.month.unwrap().remaining, 950, "{backend}");
+    }
+}
+
+#[tokio::test]
 async fn quotas_go_on_from_what_the_ledger_says() {
     for (backend, cache, _redis) in each().await {
         let quota = Quota { per_day: Some(100), per_month: Some(1_000) };

@@ -307,6 +307,22 @@ async fn what_an_edge_holds_ready_goes_back_when_it_stops() {
 }
 
 #[tokio::test]
+async fn what_was_taken_yesterday_is_not_given_back_to_today() {
+    let redis = Redis::start().unwrap();
+    let cache = redis.cache().await;
+    let limits = Limits { rate: None, quota: Quota { per_day: Some(100), per_month: Some(100) } };
+    assert!(cache.recount_quota(SHOP, Used::default()).await);
+    let taken = cache.take(SHOP, 30, &limits).await;
+    cache.close("none").await;
+    let limits_of_shop = "eventbucket:{1}:limits";
+    let day: i64 = redis.run(&["HGET", limits_of_shop, "day"]);
+    redis.run::<()>(&["HSET", limits_of_shop, "day", &(day + 1).to_string(), "day_used", "20"]);
+    cache.give_back(SHOP, 30, &taken).await;
+    let used: (u64, u64) = redis.run(&["HMGET", limits_of_shop, "day_used", "month_used"]);
+    assert_eq!(used, (20, 0), "the day after counted none of them, the month did");
+}
+
+#[tokio::test]
 async fn starting_without_redis_says_what_to_do_and_no_password() {
     let mut redis = Redis::start_with(&["--requirepass", "sesame"]).unwrap();
     let at = |password: &str| {

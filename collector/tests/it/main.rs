@@ -22,6 +22,7 @@ mod edge_batches;
 mod edge_bodies;
 mod edge_browser;
 mod edge_connections;
+mod edge_faults;
 mod edge_health;
 mod edge_replies;
 mod harness;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{Redis, Shared};
-use crate::cache::limits::{Allowance, Bound, Calendar, Figures, Limits, RecountAsked, Taken, Used};
+use crate::cache::limits::{Allowance, Bound, Calendar, Figures, Limits, Period, RecountAsked, Taken, Used};
 use crate::project::ProjectId;
 
 /// An edge takes what the rate grants in this time at once, and spends it without asking: ten questions a second a
@@ -31,6 +31,8 @@ struct Slice {
     limits: Limits,
     /// Taken from Redis and not used yet.
     spare: u64,
+    /// When that was taken.
+    spare_of: Period,
     /// What Redis said last.
     figures: Figures,
     /// How many events were refused, by what, and until when Redis needn't be asked for as many.
@@ -52,6 +54,7 @@ impl Slices {
         let slice = || Slice {
             limits: Limits::default(),
             spare: 0,
+            spare_of: Period::default(),
             figures: Figures::default(),
             refused: None,
             used_at: Instant::now(),
@@ -72,8 +75,7 @@ impl Redis {
         let mut slice = slice.lock().await;
         slice.used_at = Instant::now();
         if slice.limits != *limits {
-            let spare = std::mem::take(&mut slice.spare);
-            self.0.give_back(project, spare).await;
+            self.0.give_back_spare(project, &mut slice).await;
             (slice.limits, slice.refused) = (*limits, None);
         }
         if let Some(taken) = slice.decide(events, &calendar) {
@@ -86,6 +88,17 @@ impl Redis {
                 let edges = self.0.edges.load(Ordering::Relaxed);
                 slice.taken_alone(events, &limits.shared_by(edges), &calendar)
             }
+        }
+    }
+
+    pub(in crate::cache) async fn give_back(&self, project: ProjectId, events: u64, taken: &Taken) {
+        let slice = self.0.slices.of(project);
+        let mut slice = slice.lock().await;
+        if taken.exact {
+            self.0.give_back(project, events, taken.period, taken.rate.is_some()).await;
+            slice.refused = None;
+        } else {
+            slice.alone.give_back(events, taken);
         }
     }
 
@@ -113,7 +126,7 @@ impl Slice {
     fn decide(&mut self, events: u64, calendar: &Calendar) -> Option<Taken> {
         if self.spare >= events {
             self.spare -= events;
-            let figures = self.figures;
+            let figures = Figures { period: self.spare_of, ..self.figures };
             return Some(self.answer(&figures, calendar));
         }
         let now = Instant::now();
@@ -129,7 +142,10 @@ impl Slice {
     /// Takes down what Redis granted or refused.
     fn taken(&mut self, events: u64, more: u64, figures: Figures, calendar: &Calendar) -> Taken {
         match figures.refused {
-            None => self.spare = self.spare + figures.taken - events,
+            None => {
+                self.spare = self.spare + figures.taken - events;
+                self.spare_of = figures.period;
+            }
             // Another edge may give something back of a quota.
             Some(bound) => {
                 let wait = if bound == Bound::Rate { figures.wait } else { IDLE };
@@ -167,8 +183,9 @@ impl Shared {
         let mut call = self.scripts.take.prepare_invoke();
         call.key(self.limits_name(project)).arg(events).arg(extra).arg(rate).arg(burst);
         call.arg(number(limits.quota.per_day)).arg(number(limits.quota.per_month));
-        let ask = async |mut connection| call.invoke_async::<[i64; 7]>(&mut connection).await;
-        let [refused, taken, tokens, wait_us, day_used, month_used, recounted] = self.asks.ask(ask).await?;
+        let ask = async |mut connection| call.invoke_async::<[i64; 9]>(&mut connection).await;
+        let [refused, taken, tokens, wait_us, day_used, month_used, recounted, day, month] =
+            self.asks.ask(ask).await?;
         let count = |number: i64| u64::try_from(number).unwrap_or(0);
         Some(Figures {
             refused: match refused {
@@ -183,18 +200,25 @@ impl Shared {
             day_used: count(day_used),
             month_used: count(month_used),
             recounted: recounted == 1,
+            period: Period { day, month },
         })
     }
 
-    async fn give_back(&self, project: ProjectId, events: u64) {
+    async fn give_back(&self, project: ProjectId, events: u64, period: Period, rated: bool) {
         if events == 0 {
             return;
         }
         let mut call = self.scripts.give_back.prepare_invoke();
         call.key(self.limits_name(project)).arg(events);
-        // When Redis is away they are lost to the project, a tenth of a second's worth.
+        call.arg(period.day).arg(period.month).arg(u8::from(rated));
+        // When Redis is away they are lost to the project: a tenth of a second's worth, or a batch.
         let _: Option<u64> =
             self.asks.ask(async |mut connection| call.invoke_async(&mut connection).await).await;
+    }
+
+    async fn give_back_spare(&self, project: ProjectId, slice: &mut Slice) {
+        let spare = std::mem::take(&mut slice.spare);
+        self.give_back(project, spare, slice.spare_of, slice.limits.rate.is_some()).await;
     }
 
     async fn give_back_idle(&self, idle: Duration) {
@@ -202,8 +226,7 @@ impl Shared {
         for (project, slice) in all {
             let mut slice = slice.lock().await;
             if slice.used_at.elapsed() >= idle {
-                let spare = std::mem::take(&mut slice.spare);
-                self.give_back(project, spare).await;
+                self.give_back_spare(project, &mut slice).await;
             }
         }
         self.slices.all().retain(|_, slice| {

@@ -1,7 +1,7 @@
 -- Takes events out of a project's rate limit and quotas: all of them or none; with what is left, some more for later.
 -- KEYS: limits. ARGV: events, how many more, events per second, burst, per day, per month; -1 is no limit.
 -- Returns which limit refused (0 none, 1 rate, 2 day, 3 month), how many were taken, tokens left, us until there are
--- enough, used today, used this month, whether the store was asked for those today.
+-- enough, used today, used this month, whether the store was asked for those today, the day and month it is.
 local need, extra = tonumber(ARGV[1]), tonumber(ARGV[2])
 local rate, burst = tonumber(ARGV[3]), tonumber(ARGV[4])
 local per_day, per_month = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -44,4 +44,4 @@ if rate >= 0 then
 end
 -- 40 days: longer than a month is counted.
 redis.call('PEXPIRE', KEYS[1], 3456000000)
-return { refused, taken, floor(tokens), wait, day_used, month_used, recounted }
+return { refused, taken, floor(tokens), wait, day_used, month_used, recounted, day, month }
