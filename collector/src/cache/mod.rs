@@ -34,7 +34,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::project::{KeyHash, ProjectId, Standing};
+use crate::project::{Grant, KeyHash, ProjectId, Standing};
 use crate::store::{Applied, CountTotals};
 
 #[cfg(test)]
@@ -118,9 +118,24 @@ impl Cache {
 
     /// Remembers what the store said of a key, unless keys were made or revoked since it was asked.
     pub async fn remember(&self, hash: KeyHash, standing: Standing, asked: Asked) {
+        self.keys().store_is_there();
         match &self.0 {
             Backend::Memory(memory) => memory.keys.remember(hash, standing, &asked),
             Backend::Redis(redis) => redis.remember(hash, standing, asked).await,
+        }
+    }
+
+    /// What a key was worth when the store last said so, now that it can't be asked: for two hours. `None` where anything was
+    /// heard since that may have changed it: that keys were made or revoked, or a cut before the store went away.
+    #[must_use]
+    pub fn believed(&self, hash: &KeyHash) -> Option<Grant> {
+        self.keys().believed(hash)
+    }
+
+    fn keys(&self) -> &keys::RecentKeys {
+        match &self.0 {
+            Backend::Memory(memory) => &memory.keys,
+            Backend::Redis(redis) => redis.keys(),
         }
     }
 

@@ -25,7 +25,6 @@ use crate::store::Store;
 
 pub use crate::cache::Left;
 pub use admit::Admitted;
-use authenticate::LastKnown;
 pub use error::Error;
 pub use outcome::Outcome;
 pub use validate::{Arrival, SKEW_MS_MIN, Valid, validate};
@@ -37,14 +36,13 @@ pub struct Ingest {
     store: Store,
     cache: Cache,
     limits: Limits,
-    last_known: LastKnown,
 }
 
 impl Ingest {
     /// Puts ingest in front of a bus.
     #[must_use]
     pub fn new(bus: Bus, store: Store, cache: Cache) -> Self {
-        Self { bus, store, cache, limits: Limits::default(), last_known: LastKnown::new() }
+        Self { bus, store, cache, limits: Limits::default() }
     }
 
     /// Bounds what each project may send.
@@ -73,7 +71,7 @@ impl Ingest {
     /// # Errors
     /// [`Error::UnknownKey`] or [`Error::RevokedKey`]; [`Error::Store`] when it can't be known now.
     pub async fn authenticate(&self, key: &str) -> Result<Grant, Error> {
-        authenticate::grant(key, &self.store, &self.cache, &self.last_known).await
+        authenticate::grant(key, &self.store, &self.cache).await
     }
 
     /// Takes a batch all the way: what [`validate()`] and [`Ingest::publish`] do, in one.

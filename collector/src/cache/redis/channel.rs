@@ -36,13 +36,6 @@ fn notices_name(prefix: &str) -> String {
     format!("{prefix}:notices")
 }
 
-/// What one process tells all.
-#[derive(Clone, Copy)]
-pub(super) enum Notice {
-    /// Keys were made or revoked.
-    ForgetKeys,
-}
-
 /// What is heard from all processes, this one included.
 pub(super) struct Channels {
     client: Client,
@@ -54,7 +47,10 @@ pub(super) struct Channels {
 
 impl Channels {
     pub(super) fn new(client: Client, prefix: &str, recent: RecentKeys, cancel: CancellationToken) -> Self {
-        let heard = move |_: Heard<'_>| recent.forget();
+        let heard = move |heard: Heard<'_>| match heard {
+            Heard::Message(_) => recent.forget(),
+            Heard::Begins | Heard::Ends => recent.may_have_missed(),
+        };
         tokio::spawn(listen(client.clone(), notices_name(prefix), heard, cancel.clone()));
         let (tail_name, tail) = (tail_name(prefix), TailFan::new());
         Self { client, tail_name, tail, follows: Once::new(), cancel }
@@ -65,7 +61,11 @@ impl Channels {
         let receiver = self.tail.subscribe();
         self.follows.call_once(|| {
             let tail = self.tail.clone();
-            let heard = move |heard: Heard<'_>| tail.send(read(&heard));
+            let heard = move |heard: Heard<'_>| {
+                if let Some(heard) = read(&heard) {
+                    tail.send(heard);
+                }
+            };
             tokio::spawn(listen(self.client.clone(), self.tail_name.clone(), heard, self.cancel.clone()));
         });
         receiver
@@ -77,19 +77,23 @@ enum Heard<'a> {
     Message(&'a [u8]),
     /// It begins now; what was published before went by.
     Begins,
+    /// It broke; what is published now goes by.
+    Ends,
 }
 
 /// A message is the project and the bytes; one without a project says that some were not sent.
-fn read(heard: &Heard<'_>) -> Tail {
+fn read(heard: &Heard<'_>) -> Option<Tail> {
     match heard {
-        Heard::Message(message) => match message.split_first_chunk() {
+        Heard::Message(message) => Some(match message.split_first_chunk() {
             Some((project, bytes)) => Tail::Message {
                 project: ProjectId(u32::from_be_bytes(*project)),
                 bytes: Bytes::copy_from_slice(bytes),
             },
             None => Tail::Missed,
-        },
-        Heard::Begins => Tail::Missed,
+        }),
+        Heard::Begins => Some(Tail::Missed),
+        // They are told when it begins again.
+        Heard::Ends => None,
     }
 }
 
@@ -117,7 +121,7 @@ async fn listen(
             heard(Heard::Begins);
             tokio::select! {
                 () = cancel.cancelled() => return,
-                () = follow(subscription, &mut heard) => {}
+                () = follow(subscription, &mut heard) => heard(Heard::Ends),
             }
             delay = first;
         }
@@ -156,7 +160,7 @@ async fn within<T>(timeout: Duration, asked: impl Future<Output = RedisResult<T>
 
 /// What waits to be published. Never waits itself: what doesn't fit is left out, and followers are told so.
 pub(super) struct Outgoing {
-    sender: mpsc::Sender<Message>,
+    sender: mpsc::Sender<Vec<u8>>,
     state: Arc<OutgoingState>,
 }
 
@@ -164,14 +168,11 @@ pub(super) struct Outgoing {
 struct OutgoingState {
     /// Something of the tail was left out since followers were last told.
     left_out: AtomicBool,
-    /// Wakes the publisher to tell them.
+    /// Keys were made or revoked since the others were last told.
+    forget_keys: AtomicBool,
+    /// Wakes the publisher to tell either.
     tell: Notify,
     waiting_bytes: AtomicUsize,
-}
-
-enum Message {
-    Tail(Vec<u8>),
-    Notice(Notice),
 }
 
 impl Outgoing {
@@ -199,7 +200,7 @@ impl Outgoing {
         let size = message.len();
         let waiting = self.state.waiting_bytes.fetch_add(size, Ordering::Relaxed);
         let fits = bytes.len() <= TAIL_BYTES_MAX && waiting + size <= WAITING_BYTES_MAX;
-        let sent = fits && self.sender.try_send(Message::Tail(message)).is_ok();
+        let sent = fits && self.sender.try_send(message).is_ok();
         if !sent {
             self.state.waiting_bytes.fetch_sub(size, Ordering::Relaxed);
             self.state.leave_out();
@@ -207,9 +208,10 @@ impl Outgoing {
         sent
     }
 
-    pub(super) fn notify(&self, notice: Notice) {
-        // Left out when there is no room: keys are believed for a second only.
-        let _ = self.sender.try_send(Message::Notice(notice));
+    /// Tells every process that keys were made or revoked: as soon as that can be.
+    pub(super) fn forget_keys(&self) {
+        self.state.forget_keys.store(true, Ordering::SeqCst);
+        self.state.tell.notify_one();
     }
 }
 
@@ -229,7 +231,7 @@ struct Publisher {
 }
 
 impl Publisher {
-    async fn run(self, mut receiver: mpsc::Receiver<Message>) {
+    async fn run(self, mut receiver: mpsc::Receiver<Vec<u8>>) {
         let mut messages = Vec::with_capacity(PUBLISH_AT_ONCE);
         loop {
             // Both are cancel-safe: `recv_many` takes nothing unless it returns, a notification that wasn't taken stays.
@@ -245,23 +247,25 @@ impl Publisher {
         }
     }
 
-    async fn publish(&self, messages: &mut Vec<Message>) -> Option<()> {
+    async fn publish(&self, messages: &mut Vec<Vec<u8>>) -> Option<()> {
         let mut pipe = redis::pipe();
+        let forget_keys = self.state.forget_keys.swap(false, Ordering::SeqCst);
+        if forget_keys {
+            pipe.publish(&self.notices, &b"keys"[..]).ignore();
+        }
         // Before the messages, since what is missing came before them or is told twice.
         if self.state.left_out.swap(false, Ordering::SeqCst) {
             pipe.publish(&self.tail, &b""[..]).ignore();
         }
-        for message in messages.drain(..) {
-            match message {
-                Message::Tail(bytes) => {
-                    self.state.waiting_bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
-                    pipe.publish(&self.tail, bytes).ignore();
-                }
-                Message::Notice(Notice::ForgetKeys) => {
-                    pipe.publish(&self.notices, &b"keys"[..]).ignore();
-                }
-            }
+        for bytes in messages.drain(..) {
+            self.state.waiting_bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
+            pipe.publish(&self.tail, bytes).ignore();
         }
-        self.link.ask(async |mut connection| pipe.query_async::<()>(&mut connection).await).await
+        let told = self.link.ask(async |mut connection| pipe.query_async::<()>(&mut connection).await).await;
+        if forget_keys && told.is_none() {
+            // Unlike the tail it is told in the end: who missed it would believe the key while the store is away.
+            self.state.forget_keys.store(true, Ordering::SeqCst);
+        }
+        told
     }
 }

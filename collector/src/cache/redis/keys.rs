@@ -2,7 +2,6 @@ use redis::Cmd;
 use uuid::Uuid;
 
 use super::Redis;
-use super::channel::Notice;
 use crate::cache::keys::{Asked, KEY_TTL, Recalled};
 use crate::project::{AccountId, Grant, KeyHash, KeyKind, ProjectId, Standing};
 
@@ -75,7 +74,7 @@ impl Redis {
     pub(in crate::cache) async fn forget_keys(&self) -> bool {
         self.0.recent.forget();
         let forgotten = self.0.asks.command::<u64>(forget_all(&self.0.prefix)).await.is_some();
-        self.0.outgoing.notify(Notice::ForgetKeys);
+        self.0.outgoing.forget_keys();
         forgotten
     }
 }

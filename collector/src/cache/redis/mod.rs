@@ -103,6 +103,10 @@ impl Redis {
         self.0.asks.serving()
     }
 
+    pub(super) fn keys(&self) -> &RecentKeys {
+        &self.0.recent
+    }
+
     pub(super) fn publish_tail(&self, project: ProjectId, bytes: &[u8]) -> bool {
         self.0.outgoing.send(project, bytes)
     }
