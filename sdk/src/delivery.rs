@@ -15,7 +15,7 @@ use crate::discovery::{self, Discovery, Found};
 use crate::encoded::EncodedEvent;
 use crate::endpoints::{Endpoints, Turn};
 use crate::error::{Fault, panic_message};
-use crate::finals::{self, Finals};
+use crate::finals::Finals;
 use crate::id;
 use crate::ledger::Tally;
 use crate::retry::{self, Decision};
@@ -93,12 +93,12 @@ impl Delivery {
     /// Asks for the final verdicts of a batch that was accepted, if it is time to.
     pub(crate) fn ask(&mut self) {
         let now_ms = self.settings.clock.monotonic_ms();
-        let Some(open) = self.finals.start(now_ms) else { return };
+        let Some((open, wait)) = self.finals.start(now_ms) else { return };
         let question = Question {
             endpoint: self.endpoints.instead_of(&open.endpoint, now_ms),
             key: self.settings.key.clone(),
             batch_id: open.batch,
-            wait: finals::WAIT,
+            wait,
             timeout: QUESTION_TIMEOUT,
         };
         let transport = Arc::clone(&self.transport);
@@ -224,7 +224,8 @@ impl Delivery {
                 let accepted = tally.ledger.delivered.accepted - before;
                 if accepted > 0 && self.settings.final_verdicts {
                     let endpoint = self.endpoints.url(turn).trim_end_matches('/').to_owned();
-                    self.finals.add(batch, endpoint, ids.len(), accepted);
+                    let now_ms = self.settings.clock.monotonic_ms();
+                    self.finals.add(batch, endpoint, (ids.len(), accepted), now_ms);
                 }
             }
             Decision::Split => {

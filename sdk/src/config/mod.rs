@@ -284,7 +284,8 @@ impl Builder {
 
     /// Asks a collector that queues events what became of them in the end: `accepted` in the ledger turns into `stored`,
     /// `duplicate` or `quarantined`. A flush and a shutdown then wait for it too, up to their deadline. Off unless told
-    /// otherwise: accepted events are safe, and asking costs a request per batch.
+    /// otherwise: accepted events are safe, and asking costs a request per batch. What nobody knows within a day of asking
+    /// stays `accepted`.
     pub fn final_verdicts(mut self, ask: bool) -> Self {
         self.settings.final_verdicts = ask;
         self

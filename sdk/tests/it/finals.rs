@@ -1,6 +1,6 @@
 //! What became of events that a collector only queued.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use eventbucket::{Bucket, Builder, Event};
 
@@ -72,4 +72,24 @@ fn a_resend_after_a_lost_answer_is_told_what_became_of_the_first() {
     assert!(ledger.balances());
     assert_eq!(ledger.delivered.total(), 10, "{ledger:?}");
     assert_eq!(server.state().log.len(), 10);
+}
+
+#[test]
+fn a_batch_that_is_never_known_does_not_keep_the_others_from_being_final() {
+    let server = server(0);
+    server.state().loses = 1;
+    let bucket = builder(&server).build().unwrap();
+    capture(&bucket, 10);
+    server.wait_until("the lost batch is asked for", |state| state.questions > 0);
+    for number in 10..40 {
+        bucket.capture(Event::new("n").id(format!("e{number}")));
+    }
+    let end = Instant::now() + LONG;
+    while bucket.stats().delivered.stored < 30 {
+        assert!(Instant::now() < end, "{:?}", bucket.stats());
+        let _report = bucket.flush_blocking(Duration::from_millis(5));
+    }
+    let ledger = bucket.shutdown_blocking(Duration::from_millis(100)).ledger;
+    assert_eq!((ledger.delivered.stored, ledger.delivered.accepted), (30, 10), "{ledger:?}");
+    assert!(ledger.balances());
 }
