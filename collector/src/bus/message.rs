@@ -50,6 +50,24 @@ impl ValidBatch {
         self.undated.binary_search(&place).is_err()
     }
 
+    /// The batch with the events at these places alone, which must be in order; what was refused of the body stays behind.
+    #[must_use]
+    pub fn only(&self, places: &[usize]) -> Self {
+        let events = places.iter().map(|place| self.events[*place].clone()).collect();
+        let undated = (0..places.len()).filter(|place| !self.is_dated(places[*place])).collect();
+        Self {
+            project: self.project,
+            batch: self.batch,
+            received: self.received,
+            skew_ms: self.skew_ms,
+            events,
+            undated,
+            refused: Vec::new(),
+            part: self.part,
+            parts: self.parts,
+        }
+    }
+
     /// What to add to the time of the event at a place: a sender's clock can be wrong only about times it gave.
     #[must_use]
     pub fn skew_ms_at(&self, place: usize) -> Option<i64> {

@@ -156,6 +156,16 @@ impl Ticket {
         Self(Waiting::Durable(taken))
     }
 
+    /// Says whether the batch may have been given out before, or was put back by a person: what was done with it then may be
+    /// half done.
+    #[must_use]
+    pub fn comes_again(&self) -> bool {
+        match &self.0 {
+            Waiting::InProcess(_) => false,
+            Waiting::Durable(taken) => taken.comes_again(),
+        }
+    }
+
     /// Says what became of the batch. One that was not stored comes again from a durable bus.
     pub fn answer(self, outcome: Result<Published, Error>) {
         match self.0 {

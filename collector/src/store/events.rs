@@ -1,4 +1,4 @@
-use eventbucket_protocol::{Event, Timestamp, Verdict};
+use eventbucket_protocol::{Code, Event, Reason, Timestamp, Verdict};
 
 use super::{Backend, Store};
 use crate::bus::message::StoredRange;
@@ -36,6 +36,14 @@ pub struct Appended {
     pub verdicts: Vec<Verdict>,
     /// The positions the new ones got.
     pub range: StoredRange,
+    /// The places of events that an earlier append put into quarantine, and why they are refused: duplicates here, so that
+    /// they are counted once.
+    pub aside: Vec<(usize, Reason)>,
+}
+
+/// Why an event is in quarantine, in the database's words.
+pub(super) fn refusal(what: &str) -> Reason {
+    Reason::new(Code::InvalidEvent, format!("the database refuses it: {what}"))
 }
 
 /// What was removed because of its age.

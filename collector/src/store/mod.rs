@@ -146,6 +146,18 @@ impl Store {
         }
     }
 
+    /// Notes that a batch is put aside whole because the database refuses it, in its words `what`: each event counts as
+    /// quarantined, once, and the batch's verdicts are final.
+    ///
+    /// # Errors
+    /// Then nothing is noted.
+    pub async fn quarantine(&self, batch: &ValidBatch, what: &str) -> Result<Appended, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.quarantine(batch.clone(), what.to_owned()).await,
+            Backend::Postgres(postgres) => postgres.quarantine(batch, what).await,
+        }
+    }
+
     /// Reads the last position of a project's log.
     ///
     /// # Errors

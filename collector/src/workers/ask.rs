@@ -16,6 +16,7 @@ use crate::store::{Appended, Applied, CountTotals, Error, Store, ViewProgress};
 pub(super) trait Log {
     fn epoch(&self) -> Uuid;
     async fn append_each(&self, batches: Arc<[ValidBatch]>) -> Vec<Result<Appended, Error>>;
+    async fn quarantine(&self, batch: &ValidBatch, what: &str) -> Result<Appended, Error>;
     async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error>;
     async fn apply_counts(&self, project: ProjectId, through: u64) -> Result<Applied, Error>;
     async fn count_totals(&self, project: ProjectId, names_max: usize) -> Result<CountTotals, Error>;
@@ -41,6 +42,7 @@ pub(super) trait Source {
 
 /// Who is told what became of a batch.
 pub(super) trait Answer {
+    fn comes_again(&self) -> bool;
     fn answer(self, outcome: Result<Published, bus::Error>);
 }
 
@@ -51,6 +53,10 @@ impl Log for Store {
 
     async fn append_each(&self, batches: Arc<[ValidBatch]>) -> Vec<Result<Appended, Error>> {
         self.append_each(batches).await
+    }
+
+    async fn quarantine(&self, batch: &ValidBatch, what: &str) -> Result<Appended, Error> {
+        self.quarantine(batch, what).await
     }
 
     async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
@@ -105,6 +111,10 @@ impl Source for Bus {
 }
 
 impl Answer for Ticket {
+    fn comes_again(&self) -> bool {
+        self.comes_again()
+    }
+
     fn answer(self, outcome: Result<Published, bus::Error>) {
         self.answer(outcome);
     }

@@ -1,7 +1,8 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use eventbucket_protocol::{Event, Verdict};
+use eventbucket_protocol::{Reason, Verdict};
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,13 @@ pub(super) struct Writer<B, S, C> {
     pub(super) bus: B,
     pub(super) store: S,
     pub(super) cache: C,
+}
+
+/// What can't be stored, and who is answered when it is safe among the dead letters.
+struct Burial<T> {
+    letter: ValidBatch,
+    reason: String,
+    ticket: T,
 }
 
 /// A batch, and who waits for its verdicts.
@@ -56,12 +64,18 @@ impl Writer<Bus, Store, Cache> {
 
 impl<B: Source, S: Log, C: Live> Writer<B, S, C> {
     /// Appends until every publisher is answered. On a durable bus nobody waits for the answer, so what the store can't take
-    /// yet is held and tried again: a store that is away spends no delivery.
+    /// yet is held and tried again: a store that is away spends no delivery. So are dead letters that can't be left yet.
     pub(super) async fn append(&self, mut left: Vec<Waiting<B>>) {
         let (mut pause, longest) = PAUSE;
+        let (mut burials, mut tried) = (Vec::new(), false);
         loop {
-            left = self.append_once(left).await;
-            if left.is_empty() {
+            if !left.is_empty() {
+                left = self.append_once(left, tried, &mut burials).await;
+            }
+            // One that failed may have been committed all the same.
+            tried = true;
+            burials = self.bury(burials).await;
+            if left.is_empty() && burials.is_empty() {
                 return;
             }
             self.bus.hold(pause).await;
@@ -70,28 +84,39 @@ impl<B: Source, S: Log, C: Live> Writer<B, S, C> {
     }
 
     /// Commit, then answer, then announce: a kill in between leaves a range that the views find in the log. Returns what is to
-    /// be tried again.
-    async fn append_once(&self, waiting: Vec<Waiting<B>>) -> Vec<Waiting<B>> {
+    /// be tried again; what can't be stored is added to `burials` and answered for after them.
+    async fn append_once(
+        &self,
+        waiting: Vec<Waiting<B>>,
+        tried: bool,
+        burials: &mut Vec<Burial<B::Ticket>>,
+    ) -> Vec<Waiting<B>> {
         let (batches, tickets): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
         let batches: Arc<[ValidBatch]> = batches.into();
         let outcomes = self.store.append_each(Arc::clone(&batches)).await;
         let (mut ranges, mut left) = (Vec::with_capacity(tickets.len()), Vec::new());
         let (mut failed, mut cause) = (0_usize, None);
         for ((ticket, outcome), batch) in tickets.into_iter().zip(outcomes).zip(batches.iter()) {
-            let answer = match outcome {
-                Ok(Appended { verdicts, range }) => {
-                    ranges.push(range);
-                    self.kept_aside(batch, verdicts).await
+            match self.set_aside_if_refused(batch, outcome).await {
+                Ok(appended) => {
+                    ranges.push(appended.range);
+                    match self.burial(batch, &appended, tried || ticket.comes_again()) {
+                        Some((letter, reason)) => burials.push(Burial { letter, reason, ticket }),
+                        None => ticket.answer(Ok(Published { verdicts: appended.verdicts })),
+                    }
                 }
                 Err(error) => {
                     failed += 1;
                     cause = Some(error.clone());
-                    self.not_stored(batch, error).await
+                    match error {
+                        error if !self.bus.is_durable() => ticket.answer(Err(Error::Storage(error))),
+                        // The broker would bring it again for ever, and it can't be stored for its own sake.
+                        error if error.concerns_one_batch() => {
+                            burials.push(Burial { letter: batch.clone(), reason: error.to_string(), ticket });
+                        }
+                        _ => left.push((batch.clone(), ticket)),
+                    }
                 }
-            };
-            match answer {
-                Some(answer) => ticket.answer(answer),
-                None => left.push((batch.clone(), ticket)),
             }
         }
         if let Some(error) = cause {
@@ -101,38 +126,52 @@ impl<B: Source, S: Log, C: Live> Writer<B, S, C> {
         left
     }
 
-    /// The answer to a batch that was appended: on a durable bus what of it was quarantined is put to the dead letters first.
-    /// `None` when they can't take it now; the batch is tried again then, and its events are duplicates.
-    async fn kept_aside(
+    /// A batch that the database refuses whole is put aside on a durable bus: its verdicts are known, and counted.
+    async fn set_aside_if_refused(
         &self,
         batch: &ValidBatch,
-        verdicts: Vec<Verdict>,
-    ) -> Option<Result<Published, Error>> {
-        let reason = verdicts.iter().find_map(|verdict| match verdict {
-            Verdict::Quarantined(reason) => Some(reason.message.to_string()),
-            _ => None,
-        });
-        if let (Some(reason), true) = (reason, self.bus.is_durable()) {
-            let culprits = verdicts.iter().zip(&batch.events).filter_map(|(verdict, event)| match verdict {
-                Verdict::Quarantined(_) => Some(event.clone()),
-                _ => None,
-            });
-            let events: Vec<Event> = culprits.collect();
-            let culprits = ValidBatch { events, undated: Vec::new(), refused: Vec::new(), ..batch.clone() };
-            self.buried(&culprits, &reason).await.then_some(())?;
+        outcome: Result<Appended, store::Error>,
+    ) -> Result<Appended, store::Error> {
+        match outcome {
+            Err(store::Error::Refused { what }) if self.bus.is_durable() => {
+                self.store.quarantine(batch, &what).await
+            }
+            outcome => outcome,
         }
-        Some(Ok(Published { verdicts }))
     }
 
-    /// The answer to a batch that wasn't appended, `None` when it is to be held. A durable bus brings it again for ever, so one
-    /// that can't be stored for its own sake is put to the dead letters.
-    async fn not_stored(&self, batch: &ValidBatch, error: store::Error) -> Option<Result<Published, Error>> {
-        if !self.bus.is_durable() {
-            return Some(Err(Error::Storage(error)));
+    /// What of a batch belongs to the dead letters of a durable bus, and why: what was put into quarantine now. What was there
+    /// before has its letter, or the message that brought it first has not been answered and sees to it; that one comes
+    /// again, and so does what a person put back.
+    fn burial(
+        &self,
+        batch: &ValidBatch,
+        appended: &Appended,
+        comes_again: bool,
+    ) -> Option<(ValidBatch, String)> {
+        let now = appended.verdicts.iter().enumerate().filter_map(|(place, verdict)| match verdict {
+            Verdict::Quarantined(reason) => Some((place, reason)),
+            _ => None,
+        });
+        let before = appended.aside.iter().filter(|_| comes_again).map(|(place, reason)| (*place, reason));
+        let culprits: BTreeMap<usize, &Reason> = now.chain(before).collect();
+        let (_, reason) = culprits.first_key_value().filter(|_| self.bus.is_durable())?;
+        let places: Vec<usize> = culprits.keys().copied().collect();
+        Some((batch.only(&places), reason.message.to_string()))
+    }
+
+    /// Puts to the dead letters what can't be stored, and answers for it; returns what they can't take now.
+    async fn bury(&self, burials: Vec<Burial<B::Ticket>>) -> Vec<Burial<B::Ticket>> {
+        let mut left = Vec::new();
+        for burial in burials {
+            if self.buried(&burial.letter, &burial.reason).await {
+                // A durable bus asks whether all is safe, not for the verdicts.
+                burial.ticket.answer(Ok(Published { verdicts: Vec::new() }));
+            } else {
+                left.push(burial);
+            }
         }
-        let its_own = matches!(error, store::Error::Refused { .. } | store::Error::UnknownProject(_));
-        let buried = its_own && self.buried(batch, &error.to_string()).await;
-        buried.then(|| Ok(Published { verdicts: Vec::new() }))
+        left
     }
 
     async fn buried(&self, batch: &ValidBatch, reason: &str) -> bool {
@@ -142,7 +181,7 @@ impl<B: Source, S: Log, C: Live> Writer<B, S, C> {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "the dead letters take nothing now; the batch is tried again");
+                tracing::warn!(%error, "the dead letters take nothing now; they are tried again");
                 false
             }
         }

@@ -6,6 +6,7 @@ mod bus_consume;
 mod bus_dead_letters;
 mod bus_faults;
 mod bus_fixture;
+mod bus_poison;
 mod bus_publish;
 mod bus_share;
 mod bus_spool;

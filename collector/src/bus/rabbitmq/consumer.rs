@@ -10,6 +10,7 @@ use lapin::message::Delivery as Message;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::dead;
 use super::lines::Lines;
 use super::link::{self, Ended};
 use super::options::RabbitOptions;
@@ -39,11 +40,16 @@ pub(crate) struct Taken {
     intake: Arc<Intake>,
     channel: u64,
     tag: u64,
+    comes_again: bool,
     /// Batches without an answer, and whether all answers so far were good.
     open: Mutex<(usize, bool)>,
 }
 
 impl Taken {
+    pub(crate) fn comes_again(&self) -> bool {
+        self.comes_again
+    }
+
     /// Notes that one of its batches was answered.
     pub(crate) fn answered(&self, stored: bool) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -183,6 +189,7 @@ impl Source {
     /// Hands the batches of a message on; one that can't be read goes to the dead letters.
     async fn take(&self, lines: &mut Lines<'_>, channel: u64, message: Message) -> Result<(), Ended> {
         let tag = message.delivery_tag;
+        let comes_again = message.redelivered || dead::is_replay(&message.properties);
         let batches = match wire::read_message(&message.data) {
             Ok(batches) if !batches.is_empty() => batches,
             Ok(_) => return self.acknowledge(lines, &Ack { channel, tag }).await,
@@ -194,7 +201,8 @@ impl Source {
         self.intake.held.fetch_add(1, Ordering::AcqRel);
         lines.hold(channel, tag);
         let open = Mutex::new((batches.len(), true));
-        let taken = Arc::new(Taken { intake: Arc::clone(&self.intake), channel, tag, open });
+        let intake = Arc::clone(&self.intake);
+        let taken = Arc::new(Taken { intake, channel, tag, comes_again, open });
         for batch in batches {
             let ticket = bus::Ticket::durable(Arc::clone(&taken));
             // A writer that is gone needs nothing; the message comes again elsewhere.

@@ -1,9 +1,11 @@
 //! Messages that nobody could process: they wait in a queue of their own until a person replays or discards them.
 
 use eventbucket_protocol::Timestamp;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, ConfirmSelectOptions};
-use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection};
+use lapin::options::{
+    BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Connection};
 use sha2::{Digest as _, Sha256};
 
 use super::options::RabbitOptions;
@@ -16,6 +18,14 @@ const REASON_HEADER: &str = "eventbucket-reason";
 /// Where RabbitMQ says why it moved a message here.
 const BROKERS_REASON_HEADER: &str = "x-first-death-reason";
 const TIME_HEADER: &str = "eventbucket-time-ms";
+
+/// Marks what a person put back into the way of the accepted: what of it still can't be stored comes back here.
+const REPLAY_HEADER: &str = "eventbucket-replay";
+
+/// Says whether a message was put back by a person.
+pub(super) fn is_replay(properties: &BasicProperties) -> bool {
+    properties.headers().as_ref().is_some_and(|headers| headers.contains_key(REPLAY_HEADER))
+}
 
 /// A message that nobody could process.
 #[derive(Clone, Debug)]
@@ -88,15 +98,15 @@ impl DeadLetters {
     /// # Errors
     /// When it can't be read, or the broker doesn't take it; it is still here then.
     pub async fn replay(&self, letter: &DeadLetter) -> Result<(), Error> {
-        let told = |error: lapin::Error| unavailable(&link::words(&self.options, &error));
         let batches = wire::read_message(&letter.message).map_err(|error| unavailable(&error.to_string()))?;
         for batch in &batches {
             for part in wire::encode_batch(batch) {
                 let key = Topology::routing_key(self.topology.shard(batch.project));
                 let message = wire::message([&part[..]].into_iter());
-                let confirm = publisher::publish(&self.channel, self.topology.accepted(), key, message);
-                let confirmed = publisher::wait(confirm.await.map_err(told)?, self.options.confirm_timeout);
-                confirmed.await.map_err(|unconfirmed| unconfirmed.error())?;
+                let mut headers = FieldTable::default();
+                headers.insert(REPLAY_HEADER.into(), AMQPValue::Boolean(true));
+                publish(&self.channel, &self.options, (self.topology.accepted(), key), &message, headers)
+                    .await?;
             }
         }
         self.discard(letter).await
@@ -170,12 +180,23 @@ pub(super) async fn bury(
     let now = Timestamp::from_system(std::time::SystemTime::now());
     headers.insert(TIME_HEADER.into(), AMQPValue::LongLongInt(now.ms()));
     for message in messages {
-        let publishing = lapin::options::BasicPublishOptions { mandatory: true, ..Default::default() };
-        let properties = properties().with_headers(headers.clone());
-        let confirm =
-            channel.basic_publish(topology.dead(), "".into(), publishing, message, properties).await;
-        let confirmed = publisher::wait(confirm.map_err(told)?, options.confirm_timeout);
-        confirmed.await.map_err(|unconfirmed| unconfirmed.error())?;
+        publish(&channel, options, (topology.dead(), "".into()), message, headers.clone()).await?;
     }
     Ok(())
+}
+
+/// Publishes one message and waits for its confirm.
+async fn publish(
+    channel: &Channel,
+    options: &RabbitOptions,
+    (exchange, key): (ShortString, ShortString),
+    message: &[u8],
+    headers: FieldTable,
+) -> Result<(), Error> {
+    let told = |error: lapin::Error| unavailable(&link::words(options, &error));
+    let publishing = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let properties = properties().with_headers(headers);
+    let confirm =
+        channel.basic_publish(exchange, key, publishing, message, properties).await.map_err(told)?;
+    publisher::wait(confirm, options.confirm_timeout).await.map_err(|unconfirmed| unconfirmed.error())
 }

@@ -9,6 +9,7 @@ use super::{POSITION_BITS, int, key, position, uint};
 use crate::bus::message::{StoredRange, ValidBatch};
 use crate::project::ProjectId;
 use crate::store::batches::{self, BatchPart};
+use crate::store::events::refusal;
 use crate::store::{Appended, Error, Ledger};
 
 /// Bits of a position within its block: 4,096 positions share one pair of times.
@@ -78,6 +79,31 @@ pub(super) fn append(turn: &mut Turn<'_>, batches: &[ValidBatch]) -> Result<Vec<
         turn.heads.insert(project, head);
     }
     Ok(appended)
+}
+
+/// Notes that a batch was put aside whole because the database refuses it: its events count as quarantined and get no positions.
+/// A batch that was answered before is counted no second time.
+pub(super) fn quarantine(turn: &mut Turn<'_>, batch: &ValidBatch, what: &str) -> Result<Appended, Error> {
+    let mut head = verified_head(turn, batch.project)?;
+    let range = StoredRange { project: batch.project, first: head.position + 1, last: head.position };
+    let mut known = turn.connection.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM ranges WHERE project = ?1 AND batch = ?2 AND part = ?3)",
+    )?;
+    let id = batch.batch.uuid();
+    if known.query_row(params![batch.project.0, id.as_bytes(), batch.part], |row| row.get(0))? {
+        let verdicts = vec![Verdict::Duplicate { differs: false }; batch.events.len()];
+        let aside = (0..batch.events.len()).map(|place| (place, refusal(what))).collect();
+        return Ok(Appended { verdicts, range, aside });
+    }
+    let verdicts = vec![Verdict::Quarantined(refusal(what)); batch.events.len()];
+    let (quarantined, rejected) = (verdicts.len() as u64, batch.rejected());
+    let received = quarantined + rejected;
+    let entry = Ledger { received, quarantined, rejected, ..Ledger::default() };
+    Statements::prepare(turn.connection)?.write_range(batch, range, entry, &verdicts)?;
+    head.ledger += entry;
+    head.write(turn.connection, batch.project)?;
+    turn.heads.insert(batch.project, head);
+    Ok(Appended { verdicts, range, aside: Vec::new() })
 }
 
 /// Reads a head row and makes sure that it is where this process left it: positions given out by somebody else in between
@@ -168,7 +194,7 @@ impl<'c> Statements<'c> {
         let range = StoredRange { project: batch.project, first, last: head.position };
         self.write_range(batch, range, entry, &verdicts)?;
         head.ledger += entry;
-        Ok(Appended { verdicts, range })
+        Ok(Appended { verdicts, range, aside: Vec::new() })
     }
 
     /// Says whether the event was new.

@@ -187,6 +187,10 @@ impl Sqlite {
         }
     }
 
+    pub(super) async fn quarantine(&self, batch: ValidBatch, what: String) -> Result<Appended, Error> {
+        self.write(Job::Other, move |turn| append::quarantine(turn, &batch, &what)).await
+    }
+
     async fn append_part(
         &self,
         batches: &Arc<[ValidBatch]>,

@@ -112,6 +112,10 @@ impl Scratch {
         outcome
     }
 
+    pub(crate) fn quarantine(&mut self, batch: &ValidBatch, what: &str) -> Result<Appended, Error> {
+        self.write(|turn| append::quarantine(turn, batch, what))
+    }
+
     /// As the writer does: all in one transaction, or each by itself when one of them is refused.
     pub(crate) fn append_each(&mut self, batches: &[ValidBatch]) -> Vec<Result<Appended, Error>> {
         match self.write(|turn| append::append(turn, batches)) {

@@ -255,6 +255,10 @@ mod tests {
             self.store.append_each(batches).await
         }
 
+        async fn quarantine(&self, batch: &ValidBatch, what: &str) -> Result<crate::store::Appended, Error> {
+            self.store.quarantine(batch, what).await
+        }
+
         async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
             self.store.view_progress().await
         }

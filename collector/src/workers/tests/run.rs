@@ -126,7 +126,7 @@ pub(super) struct Simulation {
     store_away: u64,
     cache_away: u64,
     letters_away: u64,
-    kept_log: Option<Kept>,
+    kept_log: Option<(Kept, BTreeSet<(ProjectId, Uuid)>)>,
     kept_cache: KeptCounters,
     /// The counters' state of each project after the last move.
     seen: BTreeMap<ProjectId, (u64, Option<CountersState>)>,
@@ -155,6 +155,7 @@ impl Simulation {
             clients: Clients::new(poisonous),
             announced: VecDeque::new(),
             dead: BTreeSet::new(),
+            aside: BTreeSet::new(),
             quarantines: random.percent(50),
             now_ms: 0,
             restored: 0,
@@ -432,7 +433,8 @@ impl Simulation {
     }
 
     fn keep_log(&mut self) {
-        self.kept_log = Some(self.world.borrow().log.keep());
+        let world = self.world.borrow();
+        self.kept_log = Some((world.log.keep(), world.aside.clone()));
     }
 
     /// The log becomes what it was. What was confirmed since is gone, unless the broker still has it: whoever restores a backup
@@ -448,8 +450,9 @@ impl Simulation {
         let epoch = Uuid::from_u128(u128::from(self.random.next()));
         let mut world = self.world.borrow_mut();
         let world = &mut *world;
-        if let Some(kept) = &self.kept_log {
+        if let Some((kept, aside)) = &self.kept_log {
             world.log.restore(kept, epoch);
+            world.aside.clone_from(aside);
         }
         world.restored += 1;
         world.taken_back += 1;

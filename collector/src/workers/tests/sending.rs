@@ -28,12 +28,15 @@ pub(super) fn projects() -> impl Iterator<Item = ProjectId> {
 #[derive(Clone)]
 pub(super) struct Message {
     pub(super) batches: Vec<ValidBatch>,
+    /// It was given out before.
+    again: bool,
 }
 
 /// A message that was given out: by which delivery, and how many of its batches have no answer yet.
 #[derive(Clone)]
 pub(super) struct Tag {
     delivery: u64,
+    pub(super) again: bool,
     open: Rc<Cell<(usize, bool)>>,
 }
 
@@ -52,8 +55,8 @@ impl Broker {
     pub(super) fn publish(&mut self, batch: ValidBatch, coalesce: bool) {
         let queue = self.queues.entry(batch.project).or_default();
         match queue.back_mut() {
-            Some(last) if coalesce => last.batches.push(batch),
-            _ => queue.push_back(Message { batches: vec![batch] }),
+            Some(last) if coalesce && !last.again => last.batches.push(batch),
+            _ => queue.push_back(Message { batches: vec![batch], again: false }),
         }
     }
 
@@ -68,7 +71,7 @@ impl Broker {
         for message in queue.drain(..most.min(queue.len())).collect::<Vec<_>>() {
             self.deliveries += 1;
             let open = Rc::new(Cell::new((message.batches.len(), true)));
-            let tag = Tag { delivery: self.deliveries, open };
+            let tag = Tag { delivery: self.deliveries, again: message.again, open };
             given.extend(message.batches.iter().map(|batch| (batch.clone(), tag.clone())));
             self.given.insert(self.deliveries, (worker, message));
         }
@@ -92,7 +95,8 @@ impl Broker {
         let back: Vec<u64> =
             self.given.iter().filter(|(_, (of, _))| *of == worker).map(|(delivery, _)| *delivery).collect();
         for delivery in back.into_iter().rev() {
-            let Some((_, message)) = self.given.remove(&delivery) else { continue };
+            let Some((_, mut message)) = self.given.remove(&delivery) else { continue };
+            message.again = true;
             self.queues.entry(message.batches[0].project).or_default().push_front(message);
         }
     }
@@ -100,7 +104,7 @@ impl Broker {
     /// The broker never heard of an acknowledgement.
     pub(super) fn deliver_again(&mut self, random: &mut Random) -> bool {
         let Some(place) = pick(self.done.len(), random) else { return false };
-        let message = self.done[place].clone();
+        let message = Message { again: true, ..self.done[place].clone() };
         self.queues.entry(message.batches[0].project).or_default().push_back(message);
         true
     }

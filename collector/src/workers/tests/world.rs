@@ -28,6 +28,8 @@ pub(super) struct World {
     pub(super) announced: VecDeque<StoredRange>,
     /// Events in the dead letters, by project and id.
     pub(super) dead: BTreeSet<(ProjectId, Uuid)>,
+    /// Events that are noted as refused, in the log's database.
+    pub(super) aside: BTreeSet<(ProjectId, Uuid)>,
     /// As PostgreSQL: only the culprit is put aside. Otherwise its whole batch is refused, as on SQLite.
     pub(super) quarantines: bool,
     pub(super) now_ms: u64,
@@ -58,6 +60,7 @@ pub(super) enum At {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Ask {
     Append,
+    Quarantine,
     ViewProgress,
     ApplyCounts,
     CountTotals,
@@ -185,6 +188,10 @@ impl Log for Way {
         self.ask(Ask::Append, |world| world.append_each(&batches), failed).await
     }
 
+    async fn quarantine(&self, batch: &ValidBatch, what: &str) -> Result<Appended, Error> {
+        self.ask(Ask::Quarantine, |world| world.quarantine(batch, what), || Err(away())).await
+    }
+
     async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
         self.ask(Ask::ViewProgress, |world| world.log.view_progress(), || Err(away())).await
     }
@@ -270,15 +277,28 @@ impl World {
         let sound: Vec<ValidBatch> = batches.iter().map(sound).collect();
         let outcomes = self.log.append_each(&sound);
         let with_culprits = |(outcome, batch): (Result<Appended, Error>, &ValidBatch)| {
-            let Appended { verdicts, range } = outcome?;
-            let mut verdicts = verdicts.into_iter();
-            let verdict = |event: &Event| match is_poison(event) {
-                true => Some(Verdict::Quarantined(Reason::new(Code::Unknown, "poison"))),
-                false => verdicts.next(),
-            };
-            Ok(Appended { verdicts: batch.events.iter().filter_map(verdict).collect(), range })
+            let Appended { verdicts: sound, range, mut aside } = outcome?;
+            let (mut sound, mut verdicts) = (sound.into_iter(), Vec::new());
+            for (place, event) in batch.events.iter().enumerate() {
+                let poison = Reason::new(Code::Unknown, "poison");
+                if !is_poison(event) {
+                    verdicts.extend(sound.next());
+                } else if self.aside.insert((batch.project, event.id.uuid())) {
+                    verdicts.push(Verdict::Quarantined(poison));
+                } else {
+                    verdicts.push(Verdict::Duplicate { differs: false });
+                    aside.push((place, poison));
+                }
+            }
+            Ok(Appended { verdicts, range, aside })
         };
         outcomes.into_iter().zip(batches).map(with_culprits).collect()
+    }
+
+    fn quarantine(&mut self, batch: &ValidBatch, what: &str) -> Result<Appended, Error> {
+        let quarantined = self.log.quarantine(batch, what)?;
+        self.aside.extend(batch.events.iter().map(|event| (batch.project, event.id.uuid())));
+        Ok(quarantined)
     }
 
     fn bury(&mut self, batch: &ValidBatch) {
@@ -310,10 +330,10 @@ impl World {
         self.wrong.get_or_insert(complaint);
     }
 
-    /// What is neither in the log nor in the dead letters.
+    /// What is neither in the log nor put aside: whoever notes that first sees to its letter.
     pub(super) fn unkept(&self, batch: &ValidBatch) -> Option<Uuid> {
         let kept =
-            |id: &Uuid| self.dead.contains(&(batch.project, *id)) || self.log.holds(batch.project, *id);
+            |id: &Uuid| self.aside.contains(&(batch.project, *id)) || self.log.holds(batch.project, *id);
         batch.events.iter().map(|event| event.id.uuid()).find(|id| !kept(id))
     }
 }
@@ -337,6 +357,13 @@ pub(super) enum Waiting {
 }
 
 impl Answer for Ticket {
+    fn comes_again(&self) -> bool {
+        match &self.to {
+            Waiting::Broker(tag) => tag.again,
+            Waiting::Client(_) => false,
+        }
+    }
+
     fn answer(self, outcome: Result<Published, bus::Error>) {
         let mut world = self.world.borrow_mut();
         let world = &mut *world;

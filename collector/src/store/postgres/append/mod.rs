@@ -136,6 +136,17 @@ impl Postgres {
         Ok(appended.pop().expect("a batch has one answer"))
     }
 
+    /// Puts all events of a batch into quarantine.
+    pub(in crate::store) async fn quarantine(
+        &self,
+        batch: &ValidBatch,
+        what: &str,
+    ) -> Result<Appended, Error> {
+        let all = (0..batch.events.len()).map(|place| ((0, place), what.to_owned())).collect();
+        let mut appended = self.append_beside(std::slice::from_ref(batch), &all, Mode::Commit).await?;
+        Ok(appended.pop().expect("a batch has one answer"))
+    }
+
     /// Finds the events that the database refuses, by trying halves without committing.
     async fn find_culprits(&self, batch: &ValidBatch) -> Result<Culprits, Error> {
         let (mut culprits, mut open) = (Culprits::new(), vec![(0, batch.events.len())]);
@@ -210,9 +221,10 @@ impl Postgres {
         let range_ids = self.0.range_ids.take(&mut lease, self.epoch(), batches.len()).await?;
         let known = write::take_identities(&mut lease, &plan.identities(&range_ids, STATEMENT_ROWS)).await?;
         let (heads, segment) = self.locked_heads(&mut lease, projects).await?;
-        let outcome = plan.outcome(&known, &heads);
+        let known_culprits = write::keep_aside(&mut lease, batches, culprits).await?;
+        let outcome = plan.outcome(&known, &heads, &known_culprits);
         write::write(&mut lease, batches, &range_ids, &outcome, segment).await?;
-        write::keep_aside(&mut lease, batches, culprits).await?;
+        write::release(&mut lease, batches, &outcome).await?;
         if mode == Mode::Try {
             lease.rollback().await?;
             return Ok(outcome.appended);

@@ -1,15 +1,19 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use eventbucket_protocol::{Code, Event, Reason, Verdict};
+use eventbucket_protocol::{Event, Verdict};
 use uuid::Uuid;
 
 use crate::bus::message::{StoredRange, ValidBatch};
 use crate::project::ProjectId;
+use crate::store::events::refusal;
 use crate::store::postgres::project_number;
 use crate::store::{Appended, Ledger};
 
 /// Events that the database refuses, by batch and place, with what it said.
 pub(super) type Culprits = BTreeMap<(usize, usize), String>;
+
+/// Those of them that were in quarantine before.
+pub(super) type KnownCulprits = BTreeSet<(usize, usize)>;
 
 /// One event of an append, named by its identity.
 struct Item {
@@ -77,6 +81,8 @@ pub(super) type Known = HashMap<(i32, Uuid), Digest>;
 pub(super) struct Head {
     pub(super) segment: i32,
     pub(super) position: u64,
+    /// Whether events of the project are in quarantine.
+    pub(super) has_quarantined: bool,
 }
 
 /// What one project gets from an append.
@@ -138,13 +144,19 @@ impl<'b> Plan<'b> {
     }
 
     /// Gives every event its verdict and every batch its positions behind the heads, which must be there for each project.
-    pub(super) fn outcome(&self, known: &Known, heads: &BTreeMap<ProjectId, Head>) -> Outcome {
+    pub(super) fn outcome(
+        &self,
+        known: &Known,
+        heads: &BTreeMap<ProjectId, Head>,
+        known_culprits: &KnownCulprits,
+    ) -> Outcome {
         let mut projects: BTreeMap<ProjectId, Growth> = heads
             .iter()
             .map(|(project, head)| (*project, Growth { before: *head, ledger: Ledger::default() }))
             .collect();
         let (mut appended, mut entries) = (Vec::new(), Vec::new());
-        for (batch, verdicts) in self.batches.iter().zip(self.verdicts(known)) {
+        let all_verdicts = self.verdicts(known, known_culprits);
+        for (number, (batch, verdicts)) in self.batches.iter().zip(all_verdicts).enumerate() {
             let count =
                 |wanted: fn(&Verdict) -> bool| verdicts.iter().filter(|one| wanted(one)).count() as u64;
             let stored = count(|verdict| *verdict == Verdict::Stored);
@@ -156,13 +168,15 @@ impl<'b> Plan<'b> {
             let first = growth.before.position + growth.ledger.stored + 1;
             growth.ledger += entry;
             let range = StoredRange { project: batch.project, first, last: first + stored - 1 };
-            appended.push(Appended { verdicts, range });
+            let of_batch = known_culprits.range((number, 0)..(number + 1, 0));
+            let aside = of_batch.map(|culprit| (culprit.1, refusal(&self.culprits[culprit]))).collect();
+            appended.push(Appended { verdicts, range, aside });
             entries.push(entry);
         }
         Outcome { appended, entries, projects }
     }
 
-    fn verdicts(&self, known: &Known) -> Vec<Vec<Verdict>> {
+    fn verdicts(&self, known: &Known, known_culprits: &KnownCulprits) -> Vec<Vec<Verdict>> {
         let mut verdicts: Vec<Vec<Verdict>> =
             self.batches.iter().map(|batch| vec![Verdict::Stored; batch.events.len()]).collect();
         for run in self.runs() {
@@ -177,9 +191,12 @@ impl<'b> Plan<'b> {
                 verdicts[item.batch][item.place] = Verdict::Duplicate { differs };
             }
         }
-        for ((batch, place), what) in self.culprits {
-            let message = format!("the database refuses it: {what}");
-            verdicts[*batch][*place] = Verdict::Quarantined(Reason::new(Code::InvalidEvent, message));
+        for (culprit @ (batch, place), what) in self.culprits {
+            verdicts[*batch][*place] = if known_culprits.contains(culprit) {
+                Verdict::Duplicate { differs: false }
+            } else {
+                Verdict::Quarantined(refusal(what))
+            };
         }
         verdicts
     }

@@ -2,12 +2,13 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 
 use bytes::Bytes;
+use eventbucket_protocol::Verdict;
 use eventbucket_protocol::codec::encode;
 use futures_util::SinkExt;
 use futures_util::future::{join, try_join};
 use uuid::Uuid;
 
-use super::plan::{Culprits, Digest, Head, Identities, Known, Outcome};
+use super::plan::{Culprits, Digest, Head, Identities, Known, KnownCulprits, Outcome};
 use super::rows::{COLUMNS, Rows, stored};
 use crate::bus::message::ValidBatch;
 use crate::project::ProjectId;
@@ -32,8 +33,9 @@ const SELECT_KNOWN: &str = "
 /// In the order of the projects, so that two writers never wait for each other. The newest segment is the open one, and
 /// stays it until the append ends.
 const LOCK_HEADS: &str = "
-    SELECT project, segment, position, (SELECT max(id) FROM segment)
-    FROM head WHERE project = ANY($1) ORDER BY project FOR UPDATE";
+    SELECT project, segment, position, EXISTS (SELECT FROM quarantine WHERE quarantine.project = head.project),
+           (SELECT max(id) FROM segment)
+    FROM head WHERE project = ANY($1) ORDER BY project FOR UPDATE OF head";
 
 const INSERT_RANGES: &str = "
     INSERT INTO ranges (id, project, part, parts, first, last, batch, received_ms, received, stored, duplicate, quarantined,
@@ -73,6 +75,10 @@ const INSERT_SPANS: &str = "
 const INSERT_QUARANTINE: &str = "
     INSERT INTO quarantine (project, id, batch, received_ms, reason, event) VALUES ($1, $2, $3, $4, $5, $6)
     ON CONFLICT DO NOTHING";
+
+const DELETE_QUARANTINED: &str = "
+    DELETE FROM quarantine USING unnest($1::int4[], $2::uuid[]) AS stored (project, id)
+    WHERE quarantine.project = stored.project AND quarantine.id = stored.id";
 
 /// Begins the transaction and takes the identities. Returns those that were taken before.
 pub(super) async fn take_identities(lease: &mut Lease, pieces: &[Identities]) -> Result<Known, Error> {
@@ -140,9 +146,10 @@ pub(super) async fn lock_heads(lease: &mut Lease, projects: &[ProjectId]) -> Res
     let numbers: Vec<i32> = projects.iter().map(|project| project_number(*project)).collect();
     let mut heads = Heads::default();
     for row in lease.query(&lock, &[&numbers]).await? {
-        let head = Head { segment: row.try_get(1)?, position: uint(row.try_get(2)?) };
+        let (segment, position) = (row.try_get(1)?, uint(row.try_get(2)?));
+        let head = Head { segment, position, has_quarantined: row.try_get(3)? };
         heads.of.insert(project_id(row.try_get(0)?), head);
-        heads.open_segment = row.try_get(3)?;
+        heads.open_segment = row.try_get(4)?;
     }
     Ok(heads)
 }
@@ -301,20 +308,51 @@ async fn write_blocks(lease: &mut Lease, batches: &[ValidBatch], outcome: &Outco
     Ok(())
 }
 
-/// Keeps the events that the database refuses, each as the protocol writes it.
+/// Keeps the events that the database refuses, each as the protocol writes it. Returns those that were kept before. The heads
+/// are locked, so no two writers keep the same one.
 pub(super) async fn keep_aside(
     lease: &mut Lease,
     batches: &[ValidBatch],
     culprits: &Culprits,
-) -> Result<(), Error> {
-    for ((batch, place), reason) in culprits {
+) -> Result<KnownCulprits, Error> {
+    let mut known = KnownCulprits::new();
+    for (culprit @ (batch, place), reason) in culprits {
         let insert = lease.prepared(INSERT_QUARANTINE).await?;
         let (batch, event) = (&batches[*batch], &batches[*batch].events[*place]);
         let mut encoded = Vec::new();
         encode::event(event, &mut encoded);
         let (project, id) = (project_number(batch.project), event.id.uuid());
         let (of, received_ms) = (batch.batch.uuid(), batch.received.ms());
-        lease.execute(&insert, &[&project, &id, &of, &received_ms, reason, &encoded]).await?;
+        if lease.execute(&insert, &[&project, &id, &of, &received_ms, reason, &encoded]).await? == 0 {
+            known.insert(*culprit);
+        }
+    }
+    Ok(known)
+}
+
+/// Takes events that are in the log now out of quarantine.
+pub(super) async fn release(
+    lease: &mut Lease,
+    batches: &[ValidBatch],
+    outcome: &Outcome,
+) -> Result<(), Error> {
+    let (mut projects, mut ids) = (Vec::new(), Vec::new());
+    for (batch, appended) in batches.iter().zip(&outcome.appended) {
+        if !outcome.projects[&batch.project].before.has_quarantined {
+            continue;
+        }
+        for (place, event) in batch.events.iter().enumerate() {
+            let quarantined = matches!(appended.verdicts[place], Verdict::Quarantined(_));
+            let aside = appended.aside.binary_search_by_key(&place, |aside| aside.0).is_ok();
+            if !quarantined && !aside {
+                projects.push(project_number(batch.project));
+                ids.push(event.id.uuid());
+            }
+        }
+    }
+    if !ids.is_empty() {
+        let delete = lease.prepared(DELETE_QUARANTINED).await?;
+        lease.execute(&delete, &[&projects, &ids]).await?;
     }
     Ok(())
 }
