@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::in_process::{Answer, collector};
+use crate::in_process::{Answer, Form, collector};
 
 const ORIGIN: &str = "https://shop.example";
 
@@ -36,34 +36,39 @@ async fn a_preflight_is_answered_for_any_origin() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_may_read_the_answer_under_a_browser_key_alone() {
-    let collector = collector().await;
-    let send = |key: &str, body: &'static str| {
-        let request = collector.client.post(collector.url("/v1/events")).bearer_auth(key);
-        Answer::to(request.header("origin", ORIGIN).header("content-type", "application/json").body(body))
-    };
-    let allowed = |answer: &Answer| answer.header("access-control-allow-origin").to_owned();
-    assert_eq!(allowed(&send(&collector.write_key, r#"{"name":"a"}"#).await), "");
+    for form in Form::BOTH {
+        let collector = form.start().await;
+        let send = |key: &str, body: &'static str| {
+            let request = collector.client.post(collector.url("/v1/events")).bearer_auth(key);
+            Answer::to(request.header("origin", ORIGIN).header("content-type", "application/json").body(body))
+        };
+        let allowed = |answer: &Answer| answer.header("access-control-allow-origin").to_owned();
+        assert_eq!(allowed(&send(&collector.write_key, r#"{"name":"a"}"#).await), "");
 
-    let path = format!("/v1/projects/{}/keys/rotate", collector.project);
-    let made = collector.post(&path, &json!({"kind": "write", "browser": true})).await.json();
-    let key = made["key"].as_str().unwrap();
-    let stored = send(key, r#"{"name":"a"}"#).await;
-    assert_eq!((stored.status, allowed(&stored), stored.header("vary")), (200, ORIGIN.to_owned(), "Origin"));
-    let refused = send(key, "17").await;
-    assert_eq!((refused.status, allowed(&refused)), (400, ORIGIN.to_owned()), "problems can be read too");
-
-    let revoked = key.to_owned();
-    collector.post(&path, &json!({"kind": "write"})).await;
-    for wrong in [&revoked, "eb_write_nobody"] {
-        let refused = send(wrong, r#"{"name":"a"}"#).await;
+        let path = format!("/v1/projects/{}/keys/rotate", collector.project);
+        let made = collector.post(&path, &json!({"kind": "write", "browser": true})).await.json();
+        let key = made["key"].as_str().unwrap();
+        let stored = send(key, r#"{"name":"a"}"#).await;
         assert_eq!(
-            (refused.status, allowed(&refused), refused.header("vary")),
-            (401, ORIGIN.to_owned(), "Origin")
+            (stored.status, allowed(&stored), stored.header("vary")),
+            (200, ORIGIN.to_owned(), "Origin")
         );
-    }
+        let refused = send(key, "17").await;
+        assert_eq!((refused.status, allowed(&refused)), (400, ORIGIN.to_owned()), "problems can be read too");
 
-    let secret = collector.post(&path, &json!({"kind": "secret", "browser": true})).await;
-    assert_eq!(secret.json()["code"], "malformed_body", "a secret key never goes into a page");
+        let revoked = key.to_owned();
+        collector.post(&path, &json!({"kind": "write"})).await;
+        for wrong in [&revoked, "eb_write_nobody"] {
+            let refused = send(wrong, r#"{"name":"a"}"#).await;
+            assert_eq!(
+                (refused.status, allowed(&refused), refused.header("vary")),
+                (401, ORIGIN.to_owned(), "Origin")
+            );
+        }
+
+        let secret = collector.post(&path, &json!({"kind": "secret", "browser": true})).await;
+        assert_eq!(secret.json()["code"], "malformed_body", "a secret key never goes into a page");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,17 +92,19 @@ async fn the_page_and_its_files_are_served_under_a_strict_policy() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_path_the_page_asks_for_is_there() {
-    let collector = collector().await;
-    let script = Answer::to(collector.client.get(collector.url("/page.js"))).await.body;
-    let paths: Vec<&str> = script
-        .split(['"', '`'])
-        .filter(|text| text.starts_with("/v1/") || *text == "/version")
-        .map(|text| text.split('?').next().unwrap())
-        .collect();
-    assert!(paths.contains(&"/v1/key") && paths.contains(&"/v1/events/tail"), "{paths:?}");
-    for path in paths {
-        let request = collector.client.get(collector.url(path)).bearer_auth(&collector.secret_key);
-        let status = request.send().await.unwrap().status();
-        assert_eq!(status, 200, "{path}");
+    for form in Form::BOTH {
+        let collector = form.start().await;
+        let script = Answer::to(collector.client.get(collector.url("/page.js"))).await.body;
+        let paths: Vec<&str> = script
+            .split(['"', '`'])
+            .filter(|text| text.starts_with("/v1/") || *text == "/version")
+            .map(|text| text.split('?').next().unwrap())
+            .collect();
+        assert!(paths.contains(&"/v1/key") && paths.contains(&"/v1/events/tail"), "{paths:?}");
+        for path in paths {
+            let request = collector.client.get(collector.url(path)).bearer_auth(&collector.secret_key);
+            let status = request.send().await.unwrap().status();
+            assert_eq!(status, 200, "{path}");
+        }
     }
 }

@@ -5,17 +5,25 @@ use std::collections::BTreeMap;
 use eventbucket_collector::config::EdgeConfig;
 use serde_json::json;
 
-use crate::in_process::{Answer, collector, collector_with};
+use crate::in_process::{Answer, Form, collector, collector_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_and_version_ask_for_no_key() {
-    let collector = collector().await;
-    let get = |path: &str| Answer::to(collector.client.get(collector.url(path)));
-    insta::assert_snapshot!(get("/healthz/live").await.body, @r#"{"status":"live"}"#);
-    insta::assert_snapshot!(get("/healthz/ready").await.body, @r#"{"status":"ready"}"#);
-    let version = get("/version").await.json();
-    assert_eq!((&version["name"], &version["protocol"]), (&json!("eventbucket"), &json!(1)));
-    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+    for form in Form::BOTH {
+        let collector = form.start().await;
+        let get = |path: &str| Answer::to(collector.client.get(collector.url(path)));
+        let said = get("/healthz/live").await.body;
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(said, @r#"{"status":"live"}"#);
+        }
+        let said = get("/healthz/ready").await.body;
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(said, @r#"{"status":"ready"}"#);
+        }
+        let version = get("/version").await.json();
+        assert_eq!((&version["name"], &version["protocol"]), (&json!("eventbucket"), &json!(1)));
+        assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,27 +53,29 @@ async fn a_batch_that_cannot_be_stored_is_never_answered_200() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_figures_hold_the_ledger_and_name_nobody() {
-    let collector = collector().await;
-    let event = |id: &str| json!({"id": id, "name": "secret_name", "user": "ada@example.com"});
-    collector.send(json!([event("1"), event("2"), {"name": ""}]).to_string()).await;
-    collector.send(json!([event("2")]).to_string()).await;
-    Answer::to(collector.client.get(collector.url("/nowhere/ada"))).await;
-    let answer = Answer::to(collector.client.get(collector.url("/metrics"))).await;
-    assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
-    let figures: BTreeMap<&str, &str> =
-        answer.body.lines().filter_map(|line| line.rsplit_once(' ')).collect();
-    for (name, value) in [
-        ("eventbucket_events_received_total", "4"),
-        ("eventbucket_events_total{verdict=\"stored\"}", "2"),
-        ("eventbucket_events_total{verdict=\"duplicate\"}", "1"),
-        ("eventbucket_events_total{verdict=\"rejected\"}", "1"),
-        ("eventbucket_events_total{verdict=\"quarantined\"}", "0"),
-        ("eventbucket_http_requests_total{route=\"/v1/events\",status=\"200\"}", "2"),
-        ("eventbucket_http_requests_total{route=\"unmatched\",status=\"404\"}", "1"),
-    ] {
-        assert_eq!(figures.get(name), Some(&value), "{name} in {}", answer.body);
-    }
-    for word in ["ada", "secret_name", "shop", "example.com"] {
-        assert!(!answer.body.contains(word), "{word} in {}", answer.body);
+    for form in Form::BOTH {
+        let collector = form.start().await;
+        let event = |id: &str| json!({"id": id, "name": "secret_name", "user": "ada@example.com"});
+        collector.send(json!([event("1"), event("2"), {"name": ""}]).to_string()).await;
+        collector.send(json!([event("2")]).to_string()).await;
+        Answer::to(collector.client.get(collector.url("/nowhere/ada"))).await;
+        let answer = Answer::to(collector.client.get(collector.url("/metrics"))).await;
+        assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+        let figures: BTreeMap<&str, &str> =
+            answer.body.lines().filter_map(|line| line.rsplit_once(' ')).collect();
+        for (name, value) in [
+            ("eventbucket_events_received_total", "4"),
+            ("eventbucket_events_total{verdict=\"stored\"}", "2"),
+            ("eventbucket_events_total{verdict=\"duplicate\"}", "1"),
+            ("eventbucket_events_total{verdict=\"rejected\"}", "1"),
+            ("eventbucket_events_total{verdict=\"quarantined\"}", "0"),
+            ("eventbucket_http_requests_total{route=\"/v1/events\",status=\"200\"}", "2"),
+            ("eventbucket_http_requests_total{route=\"unmatched\",status=\"404\"}", "1"),
+        ] {
+            assert_eq!(figures.get(name), Some(&value), "{name} in {}", answer.body);
+        }
+        for word in ["ada", "secret_name", "shop", "example.com"] {
+            assert!(!answer.body.contains(word), "{word} in {}", answer.body);
+        }
     }
 }

@@ -1,11 +1,12 @@
-//! A collector within the test's own process: real store, bus and workers, a real listener on a port of its own.
+//! A collector within the test's own process, in both of its forms: real store, bus and workers, a real listener on a port
+//! of its own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use eventbucket_collector::bus::{self, Bus};
-use eventbucket_collector::cache::Cache;
+use eventbucket_collector::cache::{Cache, Limits};
 use eventbucket_collector::config::EdgeConfig;
 use eventbucket_collector::edge::{self, Health, Tls};
 use eventbucket_collector::ingest::Ingest;
@@ -14,6 +15,7 @@ use eventbucket_collector::query::Reader;
 use eventbucket_collector::store::{DATABASE_FILE, SqliteOptions, Store};
 use eventbucket_collector::telemetry::metrics::Metrics;
 use eventbucket_collector::workers;
+use eventbucket_protocol::{BatchId, EventId, Reply, Verdict};
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -23,11 +25,39 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::distributed::{Process, Servers};
+
 /// Far more than anything here takes, far less than anybody waits.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
+/// What a collector stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// SQLite, and a bus and a cache within the process.
+    Embedded,
+    /// PostgreSQL, RabbitMQ and Redis. Edge and query have connections of their own, storage and insight have others, as in
+    /// two processes.
+    Distributed,
+}
+
+impl Form {
+    /// A test of what is promised runs in each.
+    pub(crate) const BOTH: [Self; 2] = [Self::Embedded, Self::Distributed];
+
+    /// Starts a collector with the default limits.
+    pub(crate) async fn start(self) -> Running {
+        // A test that fails shows which form it was in.
+        eprintln!("{self:?}");
+        match self {
+            Self::Embedded => collector().await,
+            Self::Distributed => distributed_with(Limits::default()).await,
+        }
+    }
+}
+
 /// A collector that stops, and takes its folder along, when it is dropped.
 pub(crate) struct Running {
+    pub(crate) form: Form,
     pub(crate) address: SocketAddr,
     pub(crate) account: AccountId,
     pub(crate) project: ProjectId,
@@ -38,44 +68,100 @@ pub(crate) struct Running {
     stop: CancellationToken,
     served: Option<JoinHandle<std::io::Result<()>>>,
     workers: CancellationToken,
-    _folder: TempDir,
+    servers: Option<Arc<Servers>>,
+    _folder: Option<TempDir>,
 }
 
-/// Starts a collector with the default limits.
+/// Starts an embedded collector with the default limits.
 pub(crate) async fn collector() -> Running {
     collector_with(EdgeConfig::default(), None).await
 }
 
-/// Starts a collector with limits of its own.
+/// Starts an embedded collector with limits of its own.
 pub(crate) async fn collector_with(config: EdgeConfig, tls: Option<Tls>) -> Running {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::sqlite(SqliteOptions::new(folder.path().join(DATABASE_FILE))).unwrap();
-    let account = store.create_account("owner@example.com", "team").await.unwrap();
-    let made = store.create_project(account, "shop").await.unwrap();
-
-    let (bus, cache, workers) =
-        (Bus::in_process(bus::Limits::default()), Cache::memory(), CancellationToken::new());
-    tokio::spawn(workers::storage::run(bus.clone(), store.clone(), cache.clone(), workers.clone()));
-    tokio::spawn(workers::insight::run(bus.clone(), store.clone(), cache.clone(), workers.clone()));
-
+    let process = Process { store, bus: Bus::in_process(bus::Limits::default()), cache: Cache::memory() };
+    let workers = work(&process);
     let health = Health::new(folder.path(), config.free_disk_min).unwrap();
-    let ingest = Ingest::new(bus.clone(), store.clone(), cache.clone());
-    let query = Reader::new(store.clone(), cache);
+    let owner = Owner::made_in(&process.store).await;
+    let ingest = Ingest::new(process.bus.clone(), process.store.clone(), process.cache.clone());
+    let mut running = serve(process, owner, (ingest, health, config, tls)).await;
+    (running.workers, running._folder) = (workers, Some(folder));
+    running
+}
+
+/// Starts a distributed collector with limits on what a project may send.
+pub(crate) async fn distributed_with(limits: Limits) -> Running {
+    let servers = Arc::new(Servers::new().await);
+    let front = servers.process().await;
+    let workers = work(&servers.process().await);
+    let owner = Owner::made_in(&front.store).await;
+    let mut running = serve_beside(front, owner, limits, servers).await;
+    running.workers = workers;
+    running
+}
+
+/// Whose keys a test uses.
+struct Owner {
+    account: AccountId,
+    project: ProjectId,
+    write_key: String,
+    secret_key: String,
+}
+
+impl Owner {
+    async fn made_in(store: &Store) -> Self {
+        let account = store.create_account("owner@example.com", "team").await.unwrap();
+        let made = store.create_project(account, "shop").await.unwrap();
+        let (write_key, secret_key) = (made.write_key.text, made.secret_key.text);
+        Self { account, project: made.project.id, write_key, secret_key }
+    }
+}
+
+/// Starts what works behind the bus.
+fn work(process: &Process) -> CancellationToken {
+    let Process { store, bus, cache } = process.clone();
+    let workers = CancellationToken::new();
+    tokio::spawn(workers::storage::run(bus.clone(), store.clone(), cache.clone(), workers.clone()));
+    tokio::spawn(workers::insight::run(bus, store, cache, workers.clone()));
+    workers
+}
+
+/// Starts an edge that reads too, where others work.
+async fn serve_beside(process: Process, owner: Owner, limits: Limits, servers: Arc<Servers>) -> Running {
+    let ingest = Ingest::new(process.bus.clone(), process.store.clone(), process.cache.clone());
+    let ingest = ingest.with_limits(limits);
+    let edge = (ingest, Health::without_disk(), EdgeConfig::default(), None);
+    let mut running = serve(process, owner, edge).await;
+    (running.form, running.servers) = (Form::Distributed, Some(servers));
+    running
+}
+
+async fn serve(
+    process: Process,
+    owner: Owner,
+    (ingest, health, config, tls): (Ingest, Health, EdgeConfig, Option<Tls>),
+) -> Running {
+    let Owner { account, project, write_key, secret_key } = owner;
+    let query = Reader::new(process.store.clone(), process.cache);
     let state = edge::State::new(ingest, query, health, config, Metrics::new());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
     Running {
+        form: Form::Embedded,
         address,
         account,
-        project: made.project.id,
-        write_key: made.write_key.text,
-        secret_key: made.secret_key.text,
-        store,
+        project,
+        write_key,
+        secret_key,
+        store: process.store,
         client: client(None),
         served: Some(tokio::spawn(edge::serve(listener, state, tls, stop.clone()))),
         stop,
-        workers,
-        _folder: folder,
+        workers: CancellationToken::new(),
+        servers: None,
+        _folder: None,
     }
 }
 
@@ -103,14 +189,65 @@ impl Running {
         format!("http://{}{path}", self.address)
     }
 
-    /// Sends a body as JSON with the write key.
+    /// Starts another process of the same distributed collector, with edge and query alone.
+    pub(crate) async fn another(&self, limits: Limits) -> Self {
+        let servers = Arc::clone(self.servers.as_ref().expect("an embedded collector is one process"));
+        let owner = Owner {
+            account: self.account,
+            project: self.project,
+            write_key: self.write_key.clone(),
+            secret_key: self.secret_key.clone(),
+        };
+        serve_beside(servers.process().await, owner, limits, servers).await
+    }
+
+    /// Sends a body as JSON with the write key, and returns the answer with the final verdicts.
     pub(crate) async fn send(&self, body: impl Into<reqwest::Body>) -> Answer {
         self.send_as("application/json", body).await
     }
 
     pub(crate) async fn send_as(&self, content_type: &str, body: impl Into<reqwest::Body>) -> Answer {
         let request = self.client.post(self.url("/v1/events")).bearer_auth(&self.write_key);
-        Answer::to(request.header("content-type", content_type).body(body)).await
+        let request = request.header("content-type", content_type).body(body);
+        self.finally(Answer::to(request).await, &self.write_key).await
+    }
+
+    /// What the answer to a batch comes to. The embedded form gives final verdicts at once. The distributed one says `accepted` of
+    /// each event that it doesn't refuse itself, and what became of them when it is asked: those stand in the answer then.
+    pub(crate) async fn finally(&self, answer: Answer, key: &str) -> Answer {
+        if self.form == Form::Embedded || answer.status != 200 {
+            return answer;
+        }
+        let said = answer.json();
+        let events = usize::try_from(said["events"].as_u64().unwrap()).unwrap();
+        if events == 0 {
+            return answer;
+        }
+        let id = said["batch_id"].as_str().unwrap();
+        let asked = self.client.get(self.url(&format!("/v1/batches/{id}?wait=30"))).bearer_auth(key);
+        let known = Answer::to(asked).await;
+        assert_eq!((known.status, &known.json()["events"]), (200, &said["events"]), "{known:?}");
+        let final_verdict = |(said, known): (Verdict, Verdict)| match (said, known) {
+            (Verdict::Accepted, known @ (Verdict::Stored | Verdict::Duplicate { .. })) => known,
+            (said @ Verdict::Rejected(_), Verdict::Rejected(known)) => {
+                assert!(
+                    matches!(&said, Verdict::Rejected(reason) if reason.code == known.code),
+                    "{said:?}, {known:?}"
+                );
+                said
+            }
+            other => panic!("{other:?} in {answer:?}"),
+        };
+        let verdicts = answer.verdicts(events).into_iter().zip(known.verdicts(events)).map(final_verdict);
+        let reply = Reply::new(BatchId::from_text(id), verdicts.collect());
+        let reply = match said["ids"].as_array() {
+            Some(ids) => {
+                reply.with_ids(&ids.iter().map(|id| id.as_str().map(EventId::from_text)).collect::<Vec<_>>())
+            }
+            None => reply,
+        };
+        let body = serde_json::to_string(&reply).unwrap();
+        Answer { body, ..answer }
     }
 
     /// Reads a path with the secret key.
@@ -123,6 +260,11 @@ impl Running {
         Answer::to(self.client.post(self.url(path)).bearer_auth(&self.secret_key).json(document)).await
     }
 
+    /// How many events the ledger has received.
+    pub(crate) async fn received(&self) -> u64 {
+        self.store.ledger(Some(self.project)).await.unwrap().received
+    }
+
     pub(crate) async fn head(&self) -> u64 {
         self.store.head(self.project).await.unwrap()
     }
@@ -131,11 +273,13 @@ impl Running {
     pub(crate) async fn counted(&self) {
         let applied = async {
             // The live counters follow the rollup, so whoever sees them caught up finds both.
+            let mut look = tokio::time::interval(Duration::from_millis(5));
             loop {
                 let counts = self.get("/v1/counts").await.json();
                 if counts["applied_to"].as_u64() >= Some(self.head().await) {
                     return;
                 }
+                look.tick().await;
             }
         };
         timeout(DEADLINE, applied).await.unwrap();
@@ -196,6 +340,11 @@ impl Answer {
 
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// One verdict for each of so many events.
+    fn verdicts(&self, events: usize) -> Vec<Verdict> {
+        serde_json::from_str::<Reply>(&self.body).unwrap().into_verdicts(events).unwrap()
     }
 
     /// A problem in one line; fails when the answer is none, or its status and media type don't fit.

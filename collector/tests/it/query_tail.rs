@@ -3,13 +3,13 @@
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::in_process::{Answer, DEADLINE, Running, client, collector};
+use crate::in_process::{Answer, DEADLINE, Form, Running, client};
 
 /// A tail and what of it was not read yet.
-struct Tail(reqwest::Response, String);
+pub(crate) struct Tail(reqwest::Response, String);
 
 impl Tail {
-    async fn open(collector: &Running, query: &str, last: Option<u64>) -> Self {
+    pub(crate) async fn open(collector: &Running, query: &str, last: Option<u64>) -> Self {
         let request = collector.client.get(collector.url(&format!("/v1/events/tail{query}")));
         let request = request.bearer_auth(&collector.secret_key).timeout(DEADLINE);
         let request = last.into_iter().fold(request, |request, last| request.header("last-event-id", last));
@@ -42,7 +42,7 @@ impl Tail {
         event
     }
 
-    async fn positions(&mut self, count: usize) -> Vec<u64> {
+    pub(crate) async fn positions(&mut self, count: usize) -> Vec<u64> {
         let mut found = Vec::new();
         while found.len() < count {
             found.push(self.event().await["position"].as_u64().unwrap());
@@ -58,116 +58,139 @@ async fn send(collector: &Running, events: impl IntoIterator<Item = Value>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_appear_as_they_are_stored() {
-    let collector = collector().await;
-    send(&collector, [json!({"name": "before"})]).await;
-    let mut tail = Tail::open(&collector, "", None).await;
-    send(&collector, [json!({"name": "a", "user": "ada", "properties": {"n": 1}}), json!({"name": "b"})])
-        .await;
-    let event = tail.event().await;
-    assert_eq!((&event["position"], &event["name"], &event["user"]), (&json!(2), &json!("a"), &json!("ada")));
-    assert_eq!(event["properties"], json!({"n": 1}));
-    assert_eq!(tail.event().await["name"], "b");
-    send(&collector, [json!({"name": "c"})]).await;
-    assert_eq!(tail.event().await["name"], "c");
+    for form in Form::BOTH {
+        let collector = form.start().await;
+        send(&collector, [json!({"name": "before"})]).await;
+        let mut tail = Tail::open(&collector, "", None).await;
+        send(&collector, [json!({"name": "a", "user": "ada", "properties": {"n": 1}}), json!({"name": "b"})])
+            .await;
+        let event = tail.event().await;
+        assert_eq!(
+            (&event["position"], &event["name"], &event["user"]),
+            (&json!(2), &json!("a"), &json!("ada"))
+        );
+        assert_eq!(event["properties"], json!({"n": 1}));
+        assert_eq!(tail.event().await["name"], "b");
+        send(&collector, [json!({"name": "c"})]).await;
+        assert_eq!(tail.event().await["name"], "c");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_goes_on_where_it_was_and_loses_nothing() {
-    let collector = collector().await;
-    send(&collector, (0..300).map(|i| json!({"id": format!("e{i}"), "name": "tick"}))).await;
-    let mut tail = Tail::open(&collector, "", Some(17)).await;
-    assert_eq!(tail.positions(283).await, (18..=300).collect::<Vec<u64>>());
-    let mut from_start = Tail::open(&collector, "?after=0", None).await;
-    assert_eq!(from_start.positions(300).await, (1..=300).collect::<Vec<u64>>());
+    for form in Form::BOTH {
+        let collector = form.start().await;
+        send(&collector, (0..300).map(|i| json!({"id": format!("e{i}"), "name": "tick"}))).await;
+        let mut tail = Tail::open(&collector, "", Some(17)).await;
+        assert_eq!(tail.positions(283).await, (18..=300).collect::<Vec<u64>>());
+        let mut from_start = Tail::open(&collector, "?after=0", None).await;
+        assert_eq!(from_start.positions(300).await, (1..=300).collect::<Vec<u64>>());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_does_not_read_lags_behind_and_loses_nothing() {
-    let collector = collector().await;
-    let mut tail = Tail::open(&collector, "", None).await;
-    // 10 MB: more than sockets hold, and more ranges than the bus remembers.
-    let large = "x".repeat(4_000);
-    let mut senders = tokio::task::JoinSet::new();
-    for sender in 0..25 {
-        let (client, url, key) = (client(None), collector.url("/v1/events"), collector.write_key.clone());
-        let large = large.clone();
-        senders.spawn(async move {
-            for batch in 0..50 {
-                let event = |i| json!({"id": format!("{sender}-{batch}-{i}"), "name": "big", "properties": {"x": large}});
-                let request = client.post(&url).bearer_auth(&key).json(&json!([event(0), event(1)]));
-                assert_eq!(request.send().await.unwrap().status(), 200);
-            }
-        });
+    for form in Form::BOTH {
+        let collector = form.start().await;
+        let mut tail = Tail::open(&collector, "", None).await;
+        // 10 MB: more than sockets hold, and more ranges than the bus remembers.
+        let large = "x".repeat(4_000);
+        let mut senders = tokio::task::JoinSet::new();
+        for sender in 0..25 {
+            let (client, url, key) = (client(None), collector.url("/v1/events"), collector.write_key.clone());
+            let large = large.clone();
+            senders.spawn(async move {
+                for batch in 0..50 {
+                    let event = |i| json!({"id": format!("{sender}-{batch}-{i}"), "name": "big", "properties": {"x": large}});
+                    let request = client.post(&url).bearer_auth(&key).json(&json!([event(0), event(1)]));
+                    assert_eq!(request.send().await.unwrap().status(), 200);
+                }
+            });
+        }
+        senders.join_all().await;
+        assert_eq!(tail.positions(2500).await, (1..=2500).collect::<Vec<u64>>());
     }
-    senders.join_all().await;
-    assert_eq!(tail.positions(2500).await, (1..=2500).collect::<Vec<u64>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn filters_hold_for_what_is_live_too() {
-    let collector = collector().await;
-    let mut by_name = Tail::open(&collector, "?name=a", None).await;
-    let mut by_user = Tail::open(&collector, "?user=ada", None).await;
-    send(&collector, (0..100).map(|_| json!({"name": "b"}))).await;
-    send(&collector, [json!({"name": "b", "user": "ada"}), json!({"name": "a"})]).await;
-    assert_eq!(by_name.event().await["position"], 102);
-    assert_eq!(by_user.event().await["position"], 101);
+    for form in Form::BOTH {
+        let collector = form.start().await;
+        let mut by_name = Tail::open(&collector, "?name=a", None).await;
+        let mut by_user = Tail::open(&collector, "?user=ada", None).await;
+        send(&collector, (0..100).map(|_| json!({"name": "b"}))).await;
+        send(&collector, [json!({"name": "b", "user": "ada"}), json!({"name": "a"})]).await;
+        assert_eq!(by_name.event().await["position"], 102);
+        assert_eq!(by_user.event().await["position"], 101);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_of_others_do_not_appear() {
-    let collector = collector().await;
-    let other = collector.store.create_project(collector.account, "other").await.unwrap();
-    let mut tail = Tail::open(&collector, "", None).await;
-    let request = collector.client.post(collector.url("/v1/events")).bearer_auth(&other.write_key.text);
-    assert_eq!(Answer::to(request.json(&json!({"name": "theirs"}))).await.status, 200);
-    send(&collector, [json!({"name": "ours"})]).await;
-    assert_eq!(tail.event().await["name"], "ours");
+    for form in Form::BOTH {
+        let collector = form.start().await;
+        let other = collector.store.create_project(collector.account, "other").await.unwrap();
+        let mut tail = Tail::open(&collector, "", None).await;
+        let request = collector.client.post(collector.url("/v1/events")).bearer_auth(&other.write_key.text);
+        assert_eq!(Answer::to(request.json(&json!({"name": "theirs"}))).await.status, 200);
+        send(&collector, [json!({"name": "ours"})]).await;
+        assert_eq!(tail.event().await["name"], "ours");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_ends_the_stream_as_it_should() {
-    let mut collector = collector().await;
-    let mut tail = Tail::open(&collector, "", None).await;
-    collector.drained().await;
-    assert_eq!(tail.message().await, None);
+    for form in Form::BOTH {
+        let mut collector = form.start().await;
+        let mut tail = Tail::open(&collector, "", None).await;
+        collector.drained().await;
+        assert_eq!(tail.message().await, None);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_place_that_is_not_in_the_log_is_refused() {
-    let collector = collector().await;
-    let ask = |last: &'static str| {
-        let request =
-            collector.client.get(collector.url("/v1/events/tail")).bearer_auth(&collector.secret_key);
-        Answer::to(request.header("last-event-id", last))
-    };
-    for last in ["7", "x", "-1"] {
-        assert_eq!(ask(last).await.json()["code"], "invalid_cursor", "{last}");
+    for form in Form::BOTH {
+        let collector = form.start().await;
+        let ask = |last: &'static str| {
+            let request =
+                collector.client.get(collector.url("/v1/events/tail")).bearer_auth(&collector.secret_key);
+            Answer::to(request.header("last-event-id", last))
+        };
+        for last in ["7", "x", "-1"] {
+            assert_eq!(ask(last).await.json()["code"], "invalid_cursor", "{last}");
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_knows_its_place_before_anything_happened() {
-    let collector = collector().await;
-    send(&collector, [json!({"name": "before"}), json!({"name": "before"})]).await;
-    let mut tail = Tail(
-        collector
-            .client
-            .get(collector.url("/v1/events/tail"))
-            .bearer_auth(&collector.secret_key)
-            .send()
-            .await
-            .unwrap(),
-        String::new(),
-    );
-    let opening = tail.message().await.unwrap();
-    assert!(opening.lines().any(|line| line == "id: 2"), "what Last-Event-ID takes: {opening}");
+    for form in Form::BOTH {
+        let collector = form.start().await;
+        send(&collector, [json!({"name": "before"}), json!({"name": "before"})]).await;
+        let mut tail = Tail(
+            collector
+                .client
+                .get(collector.url("/v1/events/tail"))
+                .bearer_auth(&collector.secret_key)
+                .send()
+                .await
+                .unwrap(),
+            String::new(),
+        );
+        let opening = tail.message().await.unwrap();
+        assert!(opening.lines().any(|line| line == "id: 2"), "what Last-Event-ID takes: {opening}");
+    }
 }
 
-/// The key is looked at every 15 s; this is the one test that waits for it.
+/// The key is looked at every 15 s; this is the one test that waits for it, in both forms at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_stops_reading_a_log_that_never_rests() {
-    let collector = collector().await;
+    tokio::join!(stops_reading(Form::Embedded), stops_reading(Form::Distributed));
+}
+
+async fn stops_reading(form: Form) {
+    let collector = form.start().await;
     let mut tail = Tail::open(&collector, "", None).await;
     let path = format!("/v1/projects/{}/keys/rotate", collector.project);
     assert_eq!(collector.post(&path, &json!({"kind": "secret"})).await.status, 201);
