@@ -57,6 +57,13 @@ impl Place {
         [(Self::Sqlite(folder), sqlite), (Self::Postgres(database), postgres)]
     }
 
+    pub(crate) async fn open(&self) -> Store {
+        match self {
+            Self::Sqlite(folder) => folder.open(),
+            Self::Postgres(database) => database.open().await,
+        }
+    }
+
     /// Changes what is stored behind the store's back.
     pub(crate) async fn change(&self, sql: &str) {
         match self {

@@ -8,7 +8,10 @@ use eventbucket_collector::store::{CountsBy, CountsQuery, EventFilter, EventOrde
 use eventbucket_protocol::{Event, Verdict};
 use proptest::prelude::*;
 
-use crate::store_fixture::{Folder, HOUR, NOON, at, batch, count_all_projects, event, project, refused};
+use crate::store_fixture::{
+    Folder, HOUR, NOON, Place, at, batch, count_all_projects, event, project, refused,
+};
+use crate::store_postgres::Database;
 
 /// A batch of a random history: events as (id, name, hour), drawn from few ids so that they overlap.
 #[derive(Clone, Debug)]
@@ -122,9 +125,8 @@ async fn agrees(store: &Store, project: ProjectId, model: &Model) {
     assert_eq!(counts, model.counts());
 }
 
-async fn replay(steps: Vec<Step>) {
-    let folder = Folder::new();
-    let mut store = folder.open();
+async fn replay(place: Place, steps: Vec<Step>) {
+    let mut store = place.open().await;
     let projects = [project(&store, "one").await.project.id, project(&store, "two").await.project.id];
     let mut models = [Model::default(), Model::default()];
     for step in steps {
@@ -152,7 +154,7 @@ async fn replay(steps: Vec<Step>) {
             }
             Step::Reopen => {
                 store.close().await.unwrap();
-                store = folder.open();
+                store = place.open().await;
             }
         }
     }
@@ -169,7 +171,21 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_histories_agree_with_a_plain_model(steps in prop::collection::vec(step(), 1..20)) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(replay(steps));
+    fn random_histories_on_sqlite_agree_with_a_plain_model(steps in prop::collection::vec(step(), 1..20)) {
+        run(replay(Place::Sqlite(Folder::new()), steps));
     }
+}
+
+proptest! {
+    // Each history has a database of its own, which takes longer to make than the history.
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_histories_on_postgres_agree_with_a_plain_model(steps in prop::collection::vec(step(), 1..20)) {
+        run(async { replay(Place::Postgres(Database::new().await), steps).await });
+    }
+}
+
+fn run(history: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(history);
 }
