@@ -11,36 +11,42 @@ const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 #[derive(Default)]
 pub(super) struct DrainRate {
     samples: VecDeque<(Instant, usize)>,
-    events: usize,
+    amount: usize,
 }
 
 /// Samples closer together than this are added up, which bounds them to 50.
 const RATE_GRAIN: Duration = Duration::from_millis(100);
 
 impl DrainRate {
-    pub(super) fn add(&mut self, events: usize, now: Instant) {
-        self.events += events;
+    pub(super) fn add(&mut self, amount: usize, now: Instant) {
+        self.amount += amount;
         match self.samples.back_mut() {
-            Some((at, sum)) if now.duration_since(*at) < RATE_GRAIN => *sum += events,
-            _ => self.samples.push_back((now, events)),
+            Some((at, sum)) if now.duration_since(*at) < RATE_GRAIN => *sum += amount,
+            _ => self.samples.push_back((now, amount)),
         }
         self.forget(now);
     }
 
     fn forget(&mut self, now: Instant) {
         while self.samples.front().is_some_and(|(at, _)| now.duration_since(*at) > RATE_WINDOW) {
-            self.events -= self.samples.pop_front().map_or(0, |(_, events)| events);
+            self.amount -= self.samples.pop_front().map_or(0, |(_, amount)| amount);
         }
     }
 
-    /// Estimates how long `waiting` events take, in whole seconds, within the bounds.
+    /// How much it was lately.
+    pub(super) fn recent(&mut self, now: Instant) -> usize {
+        self.forget(now);
+        self.amount
+    }
+
+    /// Estimates how long `waiting` of them take, in whole seconds, within the bounds.
     pub(super) fn time_for(&mut self, waiting: usize, now: Instant) -> Duration {
         self.forget(now);
         let (shortest, longest) = RETRY_AFTER;
         let Some((oldest, _)) = self.samples.front() else { return longest };
         let measured = now.duration_since(*oldest).max(RATE_GRAIN);
         #[expect(clippy::cast_precision_loss, reason = "an estimate of seconds")]
-        let seconds = waiting as f64 * measured.as_secs_f64() / self.events.max(1) as f64;
+        let seconds = waiting as f64 * measured.as_secs_f64() / self.amount.max(1) as f64;
         Duration::from_secs_f64(seconds.ceil().min(longest.as_secs_f64())).clamp(shortest, longest)
     }
 }
@@ -71,6 +77,6 @@ mod tests {
             rate.add(1, start + Duration::from_millis(ms));
         }
         assert!(rate.samples.len() <= 52, "{}", rate.samples.len());
-        assert!((4900..=5200).contains(&rate.events), "{}", rate.events);
+        assert!((4900..=5200).contains(&rate.amount), "{}", rate.amount);
     }
 }

@@ -2,18 +2,20 @@
 //! everything goes on by itself.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use eventbucket_collector::bus::{Bus, Error, Hint, RabbitOptions};
 use eventbucket_servers::RabbitMq;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
+use lapin::options::QueueDeleteOptions;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus_fixture::{
-    Direct, broken, bus, number, numbered, options, own, settled, soon, stored, take, until,
+    Direct, broken, bus, number, numbered, options, own, settled, shared, soon, stored, take, until,
 };
 
 /// Publishers at once.
@@ -129,6 +131,95 @@ async fn a_killed_broker_loses_nothing_it_confirmed_and_everything_goes_on_by_it
     assert_eq!(refused.status(), 503, "{refused}");
     server.resume().unwrap();
     until("it publishes again", || async { edge.publish(numbered(1, usize::MAX)).await.is_ok() }).await;
+}
+
+/// Has the queues that end like this stand still, or go on.
+async fn do_to_queues(what: &'static str, name: String) {
+    let found = format!("[N || N <- erlang:registered(), lists:suffix(\"{name}\", atom_to_list(N))]");
+    let words = format!("[begin sys:{what}(N), N end || N <- {found}].");
+    let done = tokio::task::spawn_blocking(move || shared().control(&["eval", &words])).await.unwrap();
+    assert!(done.as_ref().is_ok_and(|queues| queues.contains(&name)), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_confirms_nothing_holds_up_nobody_elses_batches() {
+    let options = RabbitOptions { confirm_timeout: Duration::from_secs(2), ..options(shared()) };
+    let edge = bus(&options).await;
+    for project in [1, 2] {
+        edge.publish(numbered(project, 0)).await.unwrap();
+    }
+    // As when the queue has lost its leader. Project 1 is of the queue 1, project 2 of the queue 0.
+    do_to_queues("suspend", format!("{}.accepted.1", options.prefix)).await;
+    let stands = CancellationToken::new();
+    let others = tokio::spawn({
+        let (edge, stands) = (edge.clone(), stands.clone());
+        async move {
+            let mut count = 0;
+            while !stands.is_cancelled() {
+                count += 1;
+                edge.publish(numbered(2, count)).await.expect("the others' queue works");
+            }
+            count
+        }
+    });
+    let late = join_all((1..=20).map(|number| edge.publish(numbered(1, number))));
+    for answer in soon("an answer", late).await {
+        assert_eq!(answer.unwrap_err().status(), 503);
+    }
+    // Then it is known: nobody waits for it any more, but for one at a time who tries.
+    let refused = soon("they are refused at once", async {
+        loop {
+            let before = Instant::now();
+            let refused = edge.publish(numbered(1, 21)).await.unwrap_err();
+            if before.elapsed() < options.confirm_timeout / 2 {
+                return refused;
+            }
+        }
+    })
+    .await;
+    assert!(refused.retry() > Some(Duration::from_secs(1)), "{refused:?}");
+    edge.serving().expect("the others are served");
+    until("it is tried again", || async {
+        let before = Instant::now();
+        edge.publish(numbered(1, 22)).await.unwrap_err();
+        before.elapsed() > options.confirm_timeout / 2
+    })
+    .await;
+    do_to_queues("resume", format!("{}.accepted.1", options.prefix)).await;
+    until("it publishes again", || async { edge.publish(numbered(1, 23)).await.is_ok() }).await;
+    stands.cancel();
+    assert!(others.await.unwrap() > 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_in_line_behind_a_connection_that_is_given_up() {
+    // Nobody hears of it by waiting.
+    let options = RabbitOptions { confirm_timeout: Duration::from_secs(3_600), ..options(shared()) };
+    let (edge, direct) = (bus(&options).await, Direct::to(shared(), &options).await);
+    let (stop, refused) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+    let publisher = |publisher: usize| {
+        let (edge, stop, refused) = (edge.clone(), stop.clone(), Arc::clone(&refused));
+        tokio::spawn(async move {
+            while !stop.is_cancelled() {
+                if edge.publish(numbered(1, publisher)).await.is_err() {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                    tokio::task::yield_now().await;
+                }
+            }
+        })
+    };
+    let publishers: Vec<_> = (0..PUBLISHERS).map(publisher).collect();
+    for _ in 0..5 {
+        let before = refused.load(Ordering::Relaxed);
+        let channel = direct.channel().await;
+        channel.queue_delete(direct.named("accepted.1"), QueueDeleteOptions::default()).await.unwrap();
+        until("they are refused", || async { refused.load(Ordering::Relaxed) > before }).await;
+        until("it publishes again", || async { edge.publish(numbered(1, 1_000)).await.is_ok() }).await;
+    }
+    stop.cancel();
+    for publisher in publishers {
+        soon("every publish ends", publisher).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -117,8 +117,8 @@ async fn a_full_queue_refuses_what_comes_and_keeps_what_it_has_promised() {
         unreachable!("the numbers don't end")
     })
     .await;
-    assert!(matches!(refused, Error::Unavailable { .. }), "{refused}");
-    assert_eq!(refused.status(), 503);
+    assert!(matches!(refused, Error::Full { .. }), "{refused}");
+    assert_eq!(refused.status(), 429);
     let mut accepted = bus.accepted();
     let mut delivered = Vec::new();
     while delivered.len() < promised.len() {

@@ -2,14 +2,18 @@
 //! outlives whoever accepted it.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use eventbucket_collector::bus::message::ValidBatch;
 use eventbucket_collector::bus::{Accepted, Bus, Error, RabbitOptions, SpoolOptions};
+use eventbucket_protocol::Properties;
 use eventbucket_servers::RabbitMq;
 use futures_util::future::join_all;
 use tempfile::TempDir;
 
 use crate::bus_fixture::{
-    address, broken, bus, number, numbered, options, own, settled, shared, soon, stored, take, until, url,
+    Direct, address, broken, bus, number, numbered, options, own, settled, shared, soon, stored, take, until,
+    url,
 };
 
 /// An address where no broker is.
@@ -107,6 +111,65 @@ async fn what_comes_while_the_broker_is_killed_waits_on_disk_and_arrives_in_orde
     drop(server);
 }
 
+/// A batch of a number with 300 KiB in it.
+fn large(project: u32, number: usize) -> ValidBatch {
+    let json = format!(r#"{{"x":"{}"}}"#, "y".repeat(300 * 1024));
+    let mut batch = numbered(project, number);
+    batch.events[0].properties = Properties::parse(&json).unwrap();
+    batch
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_holds_up_its_own_projects_alone_and_each_batch_goes_once() {
+    // Project 1 is of the queue 1, project 2 of the queue 0. The queue takes 5 or 6 of the large ones.
+    let (folder, options) = (folder(), RabbitOptions { queue_bytes_max: 1 << 20, ..options(shared()) });
+    let dead = cut_off(&options, folder.path(), ROOMY).await;
+    let of_both = (0..20).flat_map(|number| [large(1, number), numbered(2, number)]);
+    let kept = join_all(of_both.map(|batch| dead.publish(batch))).await;
+    assert!(kept.iter().all(Result::is_ok), "{kept:?}");
+    soon("the end", dead.finish()).await;
+
+    let edge = bus(&spooling(&options, folder.path(), ROOMY)).await;
+    let direct = Direct::to(shared(), &options).await;
+    let mut of_full = 20;
+    let refused = soon("the queue is full", async {
+        loop {
+            match edge.publish(large(1, of_full)).await {
+                Ok(_) => of_full += 1,
+                Err(refused) => return refused,
+            }
+        }
+    })
+    .await;
+    until("the others' batches are gone", || async { direct.look("accepted.0").await.unwrap().0 > 0 }).await;
+    assert!(matches!(refused, Error::Full { .. }), "{refused}");
+    assert_eq!(refused.retry(), Some(Duration::from_secs(30)), "nobody takes anything from the queue");
+    edge.serving().expect("the others are served");
+    // Meanwhile the full queue is tried several times.
+    let (mut next, tries, mut tick) = (20, Instant::now(), tokio::time::interval(Duration::from_millis(20)));
+    while tries.elapsed() < Duration::from_millis(2_500) {
+        let before = direct.look("accepted.0").await.unwrap().0;
+        edge.publish(numbered(2, next)).await.unwrap();
+        until("it goes by the spool", || async { direct.look("accepted.0").await.unwrap().0 > before }).await;
+        next += 1;
+        tick.tick().await;
+    }
+    assert!(waiting(&edge) > 0, "the full queue's wait");
+
+    let (mut accepted, mut seen) = (edge.accepted(), [Vec::new(), Vec::new()]);
+    while seen[0].len() < of_full || seen[1].len() < next {
+        let deliveries = take(&mut accepted, 1).await;
+        for delivery in &deliveries {
+            seen[delivery.batch.project.0 as usize - 1].push(number(delivery));
+        }
+        stored(deliveries);
+    }
+    until_empty(&edge).await;
+    assert_eq!(direct.accepted().await, 0, "nothing comes twice");
+    assert_eq!(seen, [(0..of_full).collect::<Vec<_>>(), (0..next).collect()]);
+    until("there is room again", || async { edge.publish(numbered(1, 100)).await.is_ok() }).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_the_dead_are_taken_over_and_those_of_the_living_are_not() {
     let folder = folder();
@@ -168,7 +231,7 @@ async fn a_full_spool_refuses_with_a_time_and_loses_nothing_it_took() {
     })
     .await;
     assert_eq!(refused.status(), 503);
-    assert!(refused.retry() >= Some(std::time::Duration::from_secs(1)), "{refused:?}");
+    assert!(refused.retry() >= Some(Duration::from_secs(1)), "{refused:?}");
     assert!(refused.to_string().contains("edge.spool_max"), "{refused}");
     assert!(taken > 10 && edge.spooled().unwrap().bytes <= 20_000, "{taken}");
     drop(edge);

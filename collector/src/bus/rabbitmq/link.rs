@@ -32,6 +32,10 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// leave a consumer waiting for two minutes.
 const HEARTBEAT_SECONDS: u16 = 10;
 
+/// How long a connection has to serve before the next pause is the shortest again: one that is made and fails at once, over
+/// and over, costs the broker a declaration of everything each time.
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
+
 /// How a client waits for a broker that is away: until the next try and a second for what then waits.
 const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 
@@ -195,7 +199,12 @@ pub(super) struct Link {
     pub(super) cancel: CancellationToken,
     /// A connection that stands already.
     pub(super) first: Option<Connection>,
+    /// Who hears when the broker comes and goes, after everybody who asks would.
+    pub(super) told: Told,
 }
+
+/// Hears that the broker is there, or why not.
+pub(super) type Told = Box<dyn Fn(Result<(), Error>) + Send>;
 
 impl Link {
     /// Keeps a connection until it is cancelled: whenever one stands, `serve` is called with it and returns when it broke.
@@ -218,7 +227,7 @@ impl Link {
         F: FnMut(Arc<Connection>) -> Serving + Send + 'static,
         Serving: Future<Output = Ended> + Send + 'static,
     {
-        let Self { options, purpose, cancel, mut first } = self;
+        let Self { options, purpose, cancel, mut first, told } = self;
         let (mut pause, longest) = PAUSE;
         loop {
             // A try that is cut short leaves a connection that ends by itself.
@@ -226,10 +235,11 @@ impl Link {
                 connected = first_or_new(&mut first, &options, purpose) => connected,
                 () = cancel.cancelled() => return,
             };
-            let broke = match connected {
+            let (ended, connection) = match connected {
                 Ok(connection) => {
-                    pause = PAUSE.0;
                     standing.set(State::Up);
+                    told(Ok(()));
+                    let since = Instant::now();
                     tracing::info!(purpose, "connected to RabbitMQ");
                     let connection = Arc::new(connection);
                     // A serving that is dropped leaves nothing half done: what it held unacknowledged comes again.
@@ -237,16 +247,25 @@ impl Link {
                         ended = serve(Arc::clone(&connection)) => ended,
                         () = cancel.cancelled() => Ended::Done,
                     };
-                    close(&connection).await;
-                    match ended {
-                        Ended::Broke(reason) => reason,
-                        Ended::Done => return,
+                    if since.elapsed() >= SETTLED_AFTER {
+                        pause = PAUSE.0;
                     }
+                    (ended, Some(connection))
                 }
-                Err(why) => why.reason().to_owned(),
+                Err(why) => (Ended::Broke(why.reason().to_owned()), None),
             };
-            tracing::warn!(purpose, reason = broke, "RabbitMQ can't be used; it is tried again");
-            standing.set(State::Down { reason: broke, next_try: Instant::now() + pause });
+            // Known before anybody is told to try again, and before the time that closing may take.
+            if let Ended::Broke(reason) = &ended {
+                tracing::warn!(purpose, reason, "RabbitMQ can't be used; it is tried again");
+                standing.set(State::Down { reason: reason.clone(), next_try: Instant::now() + pause });
+                told(standing.serving());
+            }
+            if let Some(connection) = connection {
+                close(&connection).await;
+            }
+            if matches!(ended, Ended::Done) {
+                return;
+            }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = cancel.cancelled() => return,

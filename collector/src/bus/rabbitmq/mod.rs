@@ -9,6 +9,9 @@ mod topology;
 /// Connections that come back.
 mod link;
 
+/// What waits to be published.
+mod outbox;
+
 /// Publishing batches.
 mod publisher;
 
@@ -35,7 +38,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -46,7 +49,7 @@ pub(super) use consumer::{Taken, Taking};
 pub use dead::{DeadLetter, DeadLetters};
 use link::{Link, NoConnection};
 pub use options::RabbitOptions;
-use publisher::Outbox;
+use outbox::Outbox;
 use sender::Sender;
 use topology::Topology;
 
@@ -80,8 +83,13 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 impl RabbitMq {
     /// Connects and declares everything. With a spool it can begin while the broker is away.
     pub(super) async fn start(options: RabbitOptions) -> Result<Self, Error> {
+        let topology = Topology::new(&options);
         let spool = match &options.spool {
-            Some(spool) => Some(Spool::open(spool.clone()).await?),
+            Some(spool) => {
+                let topology = topology.clone();
+                let shard = Arc::new(move |project| topology.shard(project));
+                Some(Spool::open(spool.clone(), shard).await?)
+            }
             None => None,
         };
         // The first connection tells whether the configuration is right; afterwards they come back by themselves.
@@ -93,10 +101,16 @@ impl RabbitMq {
             }
             Err(why) => return Err(why.error()),
         };
-        let (topology, cancel, others) =
-            (Topology::new(&options), CancellationToken::new(), TaskTracker::new());
+        let (cancel, others) = (CancellationToken::new(), TaskTracker::new());
         let outbox = Arc::new(Outbox::new(topology.shards));
-        let link = Link { options: options.clone(), purpose: "publish", cancel: cancel.clone(), first };
+        let told: link::Told = Box::new({
+            let outbox = Arc::clone(&outbox);
+            move |standing| match standing {
+                Ok(()) => outbox.open(),
+                Err(error) => outbox.fail_all(&error),
+            }
+        });
+        let link = Link { options: options.clone(), purpose: "publish", cancel: cancel.clone(), first, told };
         let publishing = link.keep(&others, {
             let (outbox, topology, options) = (Arc::clone(&outbox), topology.clone(), options.clone());
             move |connection| {
@@ -105,8 +119,13 @@ impl RabbitMq {
         });
         let sender = Sender { outbox, topology: topology.clone(), options: options.clone(), publishing };
         if let Some(spool) = &spool {
-            for keeping in [drain::drain(spool.clone(), sender.clone()).boxed(), spool.clone().look().boxed()]
-            {
+            let reading = Arc::new(Semaphore::new(drain::READING_MAX));
+            let drain = |shard| {
+                let (spool, sender, reading) = (spool.clone(), sender.clone(), Arc::clone(&reading));
+                async move { drain::drain(spool, sender, shard, &reading).await }.boxed()
+            };
+            let drains = (0..topology.shards).map(drain);
+            for keeping in drains.chain([spool.clone().look().boxed()]) {
                 others.spawn(cancel.clone().run_until_cancelled_owned(keeping));
             }
         }
@@ -127,7 +146,8 @@ impl RabbitMq {
     }
 
     fn link(&self, purpose: &'static str) -> Link {
-        Link { options: self.0.options.clone(), purpose, cancel: self.0.cancel.clone(), first: None }
+        let told = Box::new(|_| {});
+        Link { options: self.0.options.clone(), purpose, cancel: self.0.cancel.clone(), first: None, told }
     }
 
     /// With a spool batches are taken also while the broker is away.
@@ -147,14 +167,18 @@ impl RabbitMq {
             return Err(Error::Closed);
         }
         let Some(spool) = &self.0.spool else { return self.0.sender.send(&batch).await };
-        // While anything waits there, what comes queues up behind it: a project's batches stay in order.
-        if !spool.holds() {
+        // While anything of its shard waits there, what comes queues up behind it: a project's batches stay in order.
+        let shard = self.0.topology.shard(batch.project);
+        if spool.holds(shard) {
+            // A full queue is storage being behind: its clients wait, the disk is kept for when the broker is away.
+            self.0.sender.check_room(shard)?;
+        } else {
             match self.0.sender.send(&batch).await {
                 Err(Error::Unavailable { .. }) => {}
                 answered => return answered,
             }
         }
-        spool.keep(&batch).await
+        spool.keep(&batch, shard, self.0.sender.serving().is_ok()).await
     }
 
     /// Starts taking, with one receiving end a writer; the shards are dealt out among them.

@@ -2,12 +2,12 @@ use std::sync::Arc;
 
 use eventbucket_protocol::Verdict;
 use futures_util::future::join_all;
-use tokio::sync::oneshot;
 
 use super::dead;
 use super::link::{self, Standing};
 use super::options::RabbitOptions;
-use super::publisher::{self, Outbox};
+use super::outbox::{Outbox, Parcel};
+use super::publisher;
 use super::topology::Topology;
 use crate::bus::message::{Published, ValidBatch};
 use crate::bus::{Error, wire};
@@ -21,38 +21,47 @@ pub(super) struct Sender {
     pub(super) publishing: Standing,
 }
 
-/// What the parts of a batch hear when the broker has them.
-pub(super) type Confirms = Vec<oneshot::Receiver<Result<(), Error>>>;
-
 impl Sender {
     /// Says whether the broker is there.
     pub(super) fn serving(&self) -> Result<(), Error> {
         self.publishing.serving()
     }
 
+    /// Says whether what is sent to a shard now may be confirmed.
+    pub(super) fn check(&self, shard: u16) -> Result<(), Error> {
+        self.serving()?;
+        self.outbox.check(shard)
+    }
+
+    /// Says whether a shard's queue has room, as far as it is known.
+    pub(super) fn check_room(&self, shard: u16) -> Result<(), Error> {
+        self.outbox.check_room(shard)
+    }
+
     /// Sends a batch and waits until the broker has all of it.
     pub(super) async fn send(&self, batch: &ValidBatch) -> Result<Published, Error> {
-        let confirms = self.push(batch)?;
-        self.confirmed(confirms).await?;
+        let parts = wire::encode_batch(batch).into_iter().map(|part| vec![part]).collect();
+        self.send_parcels(self.topology.shard(batch.project), parts).await?;
         Ok(Published { verdicts: vec![Verdict::Accepted; batch.events.len()] })
     }
 
-    /// Puts a batch into its shard's line, in the order of the calls.
-    pub(super) fn push(&self, batch: &ValidBatch) -> Result<Confirms, Error> {
+    /// Puts parcels into a shard's line, in the order of the calls, and waits until the broker has all of them.
+    pub(super) async fn send_parcels(&self, shard: u16, parcels: Vec<Parcel>) -> Result<(), Error> {
         self.serving()?;
-        self.outbox.push(self.topology.shard(batch.project), wire::encode_batch(batch))
-    }
-
-    /// Waits until the broker has every part.
-    pub(super) async fn confirmed(&self, confirms: Confirms) -> Result<(), Error> {
+        let confirms = self.outbox.push(shard, parcels)?;
         let confirmed = tokio::time::timeout(self.options.confirm_timeout, join_all(confirms)).await;
         let Ok(confirmed) = confirmed else {
             return Err(publisher::unavailable("RabbitMQ did not confirm in time"));
         };
         for answer in confirmed {
-            answer.unwrap_or_else(|_| Err(publisher::unavailable("the connection to RabbitMQ was lost")))?;
+            answer.unwrap_or_else(|_| Err(self.lost()))?;
         }
         Ok(())
+    }
+
+    fn lost(&self) -> Error {
+        let lost = || publisher::unavailable("the connection to RabbitMQ was lost");
+        self.serving().err().unwrap_or_else(lost)
     }
 
     /// Puts a message to the dead letters as it is.

@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
@@ -6,7 +6,8 @@ use std::time::Instant;
 use eventbucket::message_spool::{Abandoned, Group, Message, MessageSpool, Trouble};
 use tokio::sync::oneshot;
 
-use super::{Board, Coming, Spooled, ValidBatch, record, time};
+use super::{Board, ShardOf, Spooled, ValidBatch, record, time};
+use crate::project::ProjectId;
 
 /// Bytes of one commit: 4 MiB, thirty usual batches. More only make who waits wait longer.
 const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -20,10 +21,10 @@ const SENDING_GROUPS_MAX: usize = 256;
 
 /// What the thread is told.
 pub(super) enum Order {
-    /// Keep a message, and say when it is on the disk.
-    Keep { message: Message, answer: oneshot::Sender<Result<(), Trouble>> },
-    /// Read what is to be sent next.
-    Oldest { answer: oneshot::Sender<Vec<Taken>> },
+    /// Keep a message of a shard, and say when it is on the disk.
+    Keep { shard: u16, message: Message, answer: oneshot::Sender<Result<(), Trouble>> },
+    /// Read what of a shard is to be sent next.
+    Oldest { shard: u16, answer: oneshot::Sender<Vec<Taken>> },
     /// Forget what was sent.
     Remove { groups: Vec<Place>, answer: oneshot::Sender<()> },
     /// Take files of dead processes over.
@@ -42,12 +43,15 @@ pub(in crate::bus) struct Taken {
 
 /// A group and the file it is in.
 pub(in crate::bus) struct Place {
-    file: u64,
+    /// The file's number; none is given twice.
+    pub(in crate::bus) file: u64,
     group: Group,
 }
 
+/// A file is one shard's, so that what waits for another queue is never in the way.
 struct File {
     number: u64,
+    shard: u16,
     spool: MessageSpool,
 }
 
@@ -55,26 +59,31 @@ struct File {
 pub(super) struct Disk {
     folder: PathBuf,
     board: Arc<Board>,
-    /// Taken over from dead processes, the oldest first: they are emptied before the own one.
+    shard_of: ShardOf,
+    /// Taken over from dead processes, the oldest first: they are emptied before the own ones.
     adopted: VecDeque<File>,
-    /// What this process writes to. None after it failed: dropped, it is taken over at the next look like any other.
-    own: Option<File>,
+    /// What this process writes to, by shard. One that failed is dropped, and taken over at the next look like any other.
+    own: BTreeMap<u16, File>,
     next_number: u64,
 }
 
 type Waiting = (Message, oneshot::Sender<Result<(), Trouble>>);
 
+/// Messages that wait for a commit, by shard.
+type Lines = BTreeMap<u16, Vec<Waiting>>;
+
 impl Disk {
     pub(super) fn open(
         folder: PathBuf,
         board: Arc<Board>,
+        shard_of: ShardOf,
         files: Vec<MessageSpool>,
     ) -> Result<Self, Trouble> {
-        let mut disk = Self { folder, board, adopted: VecDeque::new(), own: None, next_number: 0 };
+        let (adopted, own) = (VecDeque::new(), BTreeMap::new());
+        let mut disk = Self { folder, board, shard_of, adopted, own, next_number: 0 };
         disk.adopt(files);
-        let own = MessageSpool::create(&disk.folder)?;
-        disk.own = Some(disk.file(own));
-        disk.tell();
+        // Files are made when they are needed; whether they can be is told at the start.
+        drop(MessageSpool::create(&disk.folder)?);
         Ok(disk)
     }
 
@@ -83,14 +92,14 @@ impl Disk {
         let mut put_back = None;
         while let Some(order) = put_back.take().or_else(|| orders.recv().ok()) {
             match order {
-                Order::Keep { message, answer } => {
-                    let mut waiting = vec![(message, answer)];
-                    put_back = more(&mut waiting, orders);
-                    self.keep(waiting);
+                Order::Keep { shard, message, answer } => {
+                    let mut lines = Lines::from([(shard, vec![(message, answer)])]);
+                    put_back = more(&mut lines, orders);
+                    lines.into_iter().for_each(|(shard, waiting)| self.keep(shard, waiting));
                 }
-                Order::Oldest { answer } => {
+                Order::Oldest { shard, answer } => {
                     // Who doesn't wait any more asks again.
-                    let _ = answer.send(self.oldest());
+                    let _ = answer.send(self.oldest(shard));
                 }
                 Order::Remove { groups, answer } => {
                     groups.iter().for_each(|place| self.remove(place));
@@ -106,28 +115,29 @@ impl Disk {
         }
     }
 
-    fn file(&mut self, spool: MessageSpool) -> File {
+    fn file(&mut self, shard: u16, spool: MessageSpool) -> File {
         self.next_number += 1;
-        File { number: self.next_number, spool }
+        File { number: self.next_number, shard, spool }
     }
 
     fn adopt(&mut self, files: Vec<MessageSpool>) {
-        for spool in files {
-            let file = self.file(spool);
+        // An empty one is removed by being dropped.
+        for spool in files.into_iter().filter(|spool| spool.messages() > 0) {
+            // One that says nothing of its shard holds nothing that is anybody's.
+            let shard = first_project(&spool).map_or(0, |project| (self.shard_of)(project));
+            let file = self.file(shard, spool);
             self.adopted.push_back(file);
         }
         self.tell();
     }
 
-    /// Commits messages together and answers for each.
-    fn keep(&mut self, waiting: Vec<Waiting>) {
+    /// Commits messages of a shard together and answers for each.
+    fn keep(&mut self, shard: u16, waiting: Vec<Waiting>) {
         let (messages, answers): (Vec<Message>, Vec<_>) = waiting.into_iter().unzip();
-        let bytes = messages.iter().map(|message| message.bytes.len() as u64).sum();
-        let came = Coming { batches: messages.len() as u64, bytes };
-        let kept = self.append(&messages);
+        let kept = self.append(shard, &messages);
         let trouble = kept.as_ref().err().map(ToString::to_string);
         // Known here before anybody hears of it, so that what comes after an answer finds it waiting.
-        self.settle(came, trouble);
+        self.settle(shard, &messages, trouble);
         for answer in answers {
             let outcome = match &kept {
                 Ok(()) => Ok(()),
@@ -139,21 +149,21 @@ impl Disk {
         }
     }
 
-    fn append(&mut self, messages: &[Message]) -> Result<(), Trouble> {
-        let mut own = match self.own.take() {
+    fn append(&mut self, shard: u16, messages: &[Message]) -> Result<(), Trouble> {
+        let mut own = match self.own.remove(&shard) {
             Some(own) => own,
             None => {
                 let spool = MessageSpool::create(&self.folder)?;
-                self.file(spool)
+                self.file(shard, spool)
             }
         };
         match own.spool.append(messages) {
             Ok(()) => {
-                self.own = Some(own);
+                self.own.insert(shard, own);
                 Ok(())
             }
             Err(Trouble::DiskFull) => {
-                self.own = Some(own);
+                self.own.insert(shard, own);
                 Err(Trouble::DiskFull)
             }
             Err(trouble) => {
@@ -163,41 +173,31 @@ impl Disk {
         }
     }
 
-    /// A file that was given up may be whole again, and a disk may have room.
+    /// A folder may be there again, and a disk may have room.
     fn try_again(&mut self) {
-        if self.board.lock().trouble.is_none() {
-            return;
-        }
-        let opened = match &self.own {
-            Some(_) => has_room(&self.folder),
-            None => MessageSpool::create(&self.folder)
-                .map(|spool| {
-                    let file = self.file(spool);
-                    self.own = Some(file);
-                })
-                .is_ok(),
-        };
-        if opened {
+        if self.board.lock().trouble.is_some()
+            && has_room(&self.folder)
+            && MessageSpool::create(&self.folder).is_ok()
+        {
             self.board.lock().trouble = None;
         }
     }
 
-    /// Reads the oldest groups of the first file that has any. Files that were taken over and are empty go.
-    fn oldest(&mut self) -> Vec<Taken> {
-        while let Some(file) = self.adopted.pop_front() {
-            match read(&file) {
-                Ok(taken) if taken.is_empty() => drop(file),
-                Ok(taken) => {
-                    self.adopted.push_front(file);
-                    return taken;
+    /// Reads the oldest groups of the first file of a shard that has any. Files that were taken over and are empty go.
+    fn oldest(&mut self, shard: u16) -> Vec<Taken> {
+        while let Some(place) = self.adopted.iter().position(|file| file.shard == shard) {
+            match read(&self.adopted[place]) {
+                Ok(taken) if taken.is_empty() => drop(self.adopted.remove(place)),
+                Ok(taken) => return taken,
+                Err(trouble) => {
+                    self.adopted.remove(place).into_iter().for_each(|file| give_up(file, &trouble));
                 }
-                Err(trouble) => give_up(file, &trouble),
             }
         }
-        let taken = match self.own.as_ref().map(read) {
+        let taken = match self.own.get(&shard).map(read) {
             Some(Ok(taken)) => taken,
             Some(Err(trouble)) => {
-                self.own.take().into_iter().for_each(|own| give_up(own, &trouble));
+                self.own.remove(&shard).into_iter().for_each(|own| give_up(own, &trouble));
                 Vec::new()
             }
             None => Vec::new(),
@@ -207,13 +207,15 @@ impl Disk {
     }
 
     fn remove(&mut self, place: &Place) {
-        let files = self.adopted.iter_mut().chain(&mut self.own);
+        let files = self.adopted.iter_mut().chain(self.own.values_mut());
         // A file that was given up meanwhile comes again whole: what was sent of it is known by then.
-        let Some(file) = files.into_iter().find(|file| file.number == place.file) else { return };
+        let mut files = files;
+        let Some(file) = files.find(|file| file.number == place.file) else { return };
+        let shard = file.shard;
         if let Err(trouble) = file.spool.remove(&place.group) {
             let failed = match self.adopted.iter().position(|file| file.number == place.file) {
                 Some(index) => self.adopted.remove(index),
-                None => self.own.take(),
+                None => self.own.remove(&shard),
             };
             failed.into_iter().for_each(|file| give_up(file, &trouble));
             return;
@@ -222,43 +224,60 @@ impl Disk {
         self.board.lock().drained.add(freed, Instant::now());
     }
 
-    fn settle(&self, came: Coming, trouble: Option<String>) {
-        let kept = self.count();
-        let mut state = self.board.lock();
-        state.coming.batches -= came.batches;
-        state.coming.bytes -= came.bytes;
-        state.kept = kept;
-        state.trouble = trouble.map(Into::into);
-        drop(state);
-        self.board.arrived.notify_one();
+    fn settle(&self, shard: u16, came: &[Message], trouble: Option<String>) {
+        let (batches, counted) = (came.len() as u64, self.count());
+        {
+            let mut state = self.board.lock();
+            state.coming.batches -= batches;
+            state.coming.bytes -= came.iter().map(|message| message.bytes.len() as u64).sum::<u64>();
+            state.lines.entry(shard).or_default().coming -= batches;
+            state.trouble = trouble.map(Into::into);
+            state.set(counted);
+        }
+        self.board.arrived.notify_waiters();
     }
 
     /// Writes on the board how much waits.
     fn tell(&self) {
-        let kept = self.count();
-        self.board.lock().kept = kept;
-        self.board.arrived.notify_one();
+        let counted = self.count();
+        self.board.lock().set(counted);
+        self.board.arrived.notify_waiters();
     }
 
-    fn count(&self) -> Spooled {
-        let files = || self.adopted.iter().chain(&self.own);
-        let oldest = |file: &File| file.spool.oldest(1).ok()?.first().map(|group| group.oldest_ms);
-        Spooled {
-            batches: files().map(|file| file.spool.messages()).sum(),
-            bytes: files().filter(|file| file.spool.messages() > 0).map(|file| file.spool.bytes()).sum(),
-            oldest: files().filter_map(oldest).min().and_then(time),
+    /// Counts what waits, and the batches of each shard.
+    fn count(&self) -> (Spooled, BTreeMap<u16, u64>) {
+        let (mut all, mut lines) = (Spooled::default(), BTreeMap::new());
+        for file in self.adopted.iter().chain(self.own.values()) {
+            let batches = file.spool.messages();
+            if batches == 0 {
+                continue;
+            }
+            *lines.entry(file.shard).or_default() += batches;
+            all.batches += batches;
+            all.bytes += file.spool.bytes();
+            let first = file.spool.oldest(1).ok().and_then(|groups| time(groups.first()?.oldest_ms));
+            all.oldest = [all.oldest, first].into_iter().flatten().min();
         }
+        (all, lines)
     }
 }
 
+/// The first project that a file tells of.
+fn first_project(spool: &MessageSpool) -> Option<ProjectId> {
+    let group = spool.oldest(1).ok()?.into_iter().next()?;
+    let messages = spool.read(&group).ok()?;
+    let project = |message: &Message| Some(record::read(&message.bytes).ok()?.first()?.project);
+    messages.iter().find_map(project)
+}
+
 /// Takes the messages that came meanwhile, up to a commit's worth; what is no message comes back.
-fn more(waiting: &mut Vec<Waiting>, orders: &mpsc::Receiver<Order>) -> Option<Order> {
-    let mut bytes: usize = waiting.iter().map(|(message, _)| message.bytes.len()).sum();
+fn more(lines: &mut Lines, orders: &mpsc::Receiver<Order>) -> Option<Order> {
+    let mut bytes: usize = lines.values().flatten().map(|(message, _)| message.bytes.len()).sum();
     while bytes < COMMIT_BYTES_MAX {
         match orders.try_recv().ok()? {
-            Order::Keep { message, answer } => {
+            Order::Keep { shard, message, answer } => {
                 bytes += message.bytes.len();
-                waiting.push((message, answer));
+                lines.entry(shard).or_default().push((message, answer));
             }
             other => return Some(other),
         }

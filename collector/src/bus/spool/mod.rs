@@ -11,6 +11,7 @@ mod record;
 /// Whether a folder keeps what is put into it.
 mod folder;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::message::{Published, Spooled, ValidBatch};
 use super::{DrainRate, Error};
+use crate::project::ProjectId;
 pub(super) use disk::Taken;
 use disk::{Disk, Order};
 pub(super) use record::Unreadable;
@@ -57,6 +59,9 @@ pub(super) struct Spool {
     ended: CancellationToken,
 }
 
+/// Finds the shard of a project.
+pub(super) type ShardOf = Arc<dyn Fn(ProjectId) -> u16 + Send + Sync>;
+
 /// What is known of the spool without asking its thread.
 struct Board {
     state: Mutex<State>,
@@ -67,10 +72,18 @@ struct Board {
 struct State {
     kept: Spooled,
     coming: Coming,
+    lines: BTreeMap<u16, Line>,
     /// How fast bytes leave.
     drained: DrainRate,
     /// Why nothing can be kept.
     trouble: Option<Arc<str>>,
+}
+
+/// Batches of one shard.
+#[derive(Default)]
+struct Line {
+    kept: u64,
+    coming: u64,
 }
 
 /// What is on its way to the disk.
@@ -78,6 +91,14 @@ struct State {
 struct Coming {
     batches: u64,
     bytes: u64,
+}
+
+impl State {
+    fn set(&mut self, (kept, lines): (Spooled, BTreeMap<u16, u64>)) {
+        self.kept = kept;
+        self.lines.values_mut().for_each(|line| line.kept = 0);
+        lines.into_iter().for_each(|(shard, batches)| self.lines.entry(shard).or_default().kept = batches);
+    }
 }
 
 impl Board {
@@ -89,7 +110,7 @@ impl Board {
 
 impl Spool {
     /// Opens the folder, takes over what dead processes left there, and starts the thread that owns the files.
-    pub(super) async fn open(options: SpoolOptions) -> Result<Self, Error> {
+    pub(super) async fn open(options: SpoolOptions, shard_of: ShardOf) -> Result<Self, Error> {
         let folder = options.folder.clone();
         let unusable = {
             let folder = folder.clone();
@@ -100,7 +121,7 @@ impl Spool {
         let (opened, ended) = (Arc::clone(&board), CancellationToken::new());
         let end = ended.clone().drop_guard();
         let opening = tokio::task::spawn_blocking(move || {
-            let disk = open_files(folder, opened)?;
+            let disk = open_files(folder, opened, shard_of)?;
             let thread = std::thread::Builder::new().name("spool".to_owned());
             // A file that is closed in the middle of nothing is whole, so nobody has to wait for the thread's end.
             let started = thread.spawn(move || {
@@ -116,10 +137,9 @@ impl Spool {
         }
     }
 
-    /// Says whether anything waits or is about to: then what comes queues up behind it.
-    pub(super) fn holds(&self) -> bool {
-        let state = self.board.lock();
-        state.kept.batches + state.coming.batches > 0
+    /// Says whether anything of a shard waits or is about to: then what comes queues up behind it.
+    pub(super) fn holds(&self, shard: u16) -> bool {
+        self.board.lock().lines.get(&shard).is_some_and(|line| line.kept + line.coming > 0)
     }
 
     /// How much waits.
@@ -137,13 +157,20 @@ impl Spool {
         }
     }
 
-    /// Keeps a batch: it is on the disk when this returns. Batches that come together share a commit.
-    pub(super) async fn keep(&self, batch: &ValidBatch) -> Result<Published, Error> {
+    /// Keeps a batch behind those of its shard: it is on the disk when this returns. Batches of a shard that come together share a
+    /// commit. While the broker is there for others the half is left for when it isn't.
+    pub(super) async fn keep(
+        &self,
+        batch: &ValidBatch,
+        shard: u16,
+        broker_is_there: bool,
+    ) -> Result<Published, Error> {
         let message = Message { kept_ms: batch.received.ms(), bytes: record::write(batch).into() };
-        self.admit(message.bytes.len() as u64)?;
+        let bytes_max = self.options.bytes_max / if broker_is_there { 2 } else { 1 };
+        self.admit(message.bytes.len() as u64, shard, bytes_max)?;
         let (answer, kept) = oneshot::channel();
         // The thread ends only with the collector.
-        self.orders.send(Order::Keep { message, answer }).map_err(|_| Error::Closed)?;
+        self.orders.send(Order::Keep { shard, message, answer }).map_err(|_| Error::Closed)?;
         match kept.await {
             Ok(Ok(())) => Ok(Published { verdicts: vec![Verdict::Accepted; batch.events.len()] }),
             Ok(Err(trouble)) => Err(self.refusal(&trouble)),
@@ -151,10 +178,10 @@ impl Spool {
         }
     }
 
-    fn admit(&self, bytes: u64) -> Result<(), Error> {
+    fn admit(&self, bytes: u64, shard: u16, bytes_max: u64) -> Result<(), Error> {
         let mut state = self.board.lock();
         let on_disk = state.kept.bytes + state.coming.bytes;
-        if on_disk + bytes > self.options.bytes_max {
+        if on_disk + bytes > bytes_max {
             let missing = usize::try_from(bytes).unwrap_or(usize::MAX);
             return Err(full(state.drained.time_for(missing, Instant::now())));
         }
@@ -163,6 +190,7 @@ impl Spool {
         }
         state.coming.batches += 1;
         state.coming.bytes += bytes;
+        state.lines.entry(shard).or_default().coming += 1;
         Ok(())
     }
 
@@ -170,28 +198,28 @@ impl Spool {
         let folder = self.options.folder.display();
         match trouble {
             Trouble::DiskFull => {
-                let reason = format!("the broker is away, and the disk of the spool {folder} is full");
+                let reason = format!("the disk of the spool {folder} is full; free some of it");
                 failed(reason.into(), DISK_RETRY_AFTER)
             }
             _ => failed(format!("the spool {folder} failed: {trouble}").into(), FAILED_RETRY_AFTER),
         }
     }
 
-    /// Waits until something is kept. Cancel-safe.
-    pub(super) async fn until_kept(&self) {
+    /// Waits until something of a shard is kept. Cancel-safe.
+    pub(super) async fn until_kept(&self, shard: u16) {
         loop {
             let arrived = self.board.arrived.notified();
-            if self.kept().batches > 0 {
+            if self.board.lock().lines.get(&shard).is_some_and(|line| line.kept > 0) {
                 return;
             }
             arrived.await;
         }
     }
 
-    /// Reads the oldest batches, as many as are worth sending at once. They stay until [`Spool::remove`].
-    pub(super) async fn oldest(&self) -> Vec<Taken> {
+    /// Reads the oldest batches of a shard, as many as are worth sending at once. They stay until [`Spool::remove`].
+    pub(super) async fn oldest(&self, shard: u16) -> Vec<Taken> {
         let (answer, taken) = oneshot::channel();
-        if self.orders.send(Order::Oldest { answer }).is_err() {
+        if self.orders.send(Order::Oldest { shard, answer }).is_err() {
             return Vec::new();
         }
         taken.await.unwrap_or_default()
@@ -242,16 +270,16 @@ impl Spool {
     }
 }
 
-fn open_files(folder: PathBuf, board: Arc<Board>) -> Result<Disk, String> {
+fn open_files(folder: PathBuf, board: Arc<Board>, shard_of: ShardOf) -> Result<Disk, String> {
     folder::check_before(&folder)?;
     let (files, found) = MessageSpool::abandoned(&folder).map_err(|error| error.to_string())?;
     folder::check_after(&folder)?;
     disk::report(&folder, &files, found, &mut 0);
-    Disk::open(folder, board, files).map_err(|error| error.to_string())
+    Disk::open(folder, board, shard_of, files).map_err(|error| error.to_string())
 }
 
 fn full(retry_after: Duration) -> Error {
-    failed("the broker is away, and the spool holds as much as it may (edge.spool_max)".into(), retry_after)
+    failed("the spool holds as much as it may (edge.spool_max); bring the broker back".into(), retry_after)
 }
 
 fn failed(reason: Arc<str>, retry_after: Duration) -> Error {
