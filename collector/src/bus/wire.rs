@@ -1,9 +1,10 @@
 //! How batches and ranges travel between processes: a byte that names the version, then MessagePack arrays. Ids are 16 raw
-//! bytes, times milliseconds, properties the JSON text that was checked at the edge: nothing is parsed twice.
+//! bytes, times milliseconds, properties the JSON text that the edge took. What comes is held to the same limits as at the
+//! edge: the broker is a door, too.
 
 use std::borrow::Cow;
 
-use eventbucket_protocol::{BatchId, Code, Event, EventId, Properties, Timestamp};
+use eventbucket_protocol::{BatchId, Code, Event, EventId, Properties, Reason, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -163,22 +164,42 @@ fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, WireError> {
 }
 
 fn batch(form: BatchForm<'_>) -> Result<ValidBatch, WireError> {
+    let malformed = |what: String| Err(WireError::Malformed(what));
     let refused = form.refused.into_iter().map(|(place, code)| Refused { place, code }).collect();
+    let received = time(form.received_ms)?;
+    let sent = form.skew_ms.map(|skew_ms| form.received_ms.checked_sub(skew_ms).and_then(Timestamp::from_ms));
+    if sent == Some(None) {
+        return malformed(format!(
+            "no batch of {} ms was sent {:?} ms before",
+            form.received_ms, form.skew_ms
+        ));
+    }
+    if form.part >= form.parts {
+        return malformed(format!("there is no part {} of {}", form.part, form.parts));
+    }
+    if let Some(place) = form.undated.iter().find(|place| **place as usize >= form.events.len()) {
+        return malformed(format!("there is no event at {place} without a time"));
+    }
     Ok(ValidBatch {
         project: ProjectId(form.project),
         batch: BatchId::from_uuid(form.batch),
-        received: time(form.received_ms)?,
+        received,
         skew_ms: form.skew_ms,
-        events: form.events.into_iter().map(event).collect::<Result<_, _>>()?,
         undated: form.undated.iter().map(|place| *place as usize).collect(),
+        events: form.events.into_iter().enumerate().map(event).collect::<Result<_, _>>()?,
         refused,
         part: form.part,
         parts: form.parts,
     })
 }
 
-fn event(form: EventForm<'_>) -> Result<Event, WireError> {
-    Ok(Event {
+/// Whoever may write to the broker may write anything, and a row that can't be read would spoil the whole project.
+fn event((place, form): (usize, EventForm<'_>)) -> Result<Event, WireError> {
+    let malformed = |reason: Reason| WireError::Malformed(format!("event {place}: {}", reason.message));
+    if form.id_text.is_some_and(|text| EventId::from_text(text).uuid() != form.id) {
+        return Err(WireError::Malformed(format!("event {place}: its id isn't that of its text")));
+    }
+    let event = Event {
         id: EventId::from_parts(form.id, form.id_text.map(str::to_owned)),
         name: form.name.to_owned(),
         description: form.description.map(str::to_owned),
@@ -186,8 +207,10 @@ fn event(form: EventForm<'_>) -> Result<Event, WireError> {
         time: time(form.time_ms)?,
         stream: form.stream.map(str::to_owned),
         correlation: form.correlation.map(str::to_owned),
-        properties: Properties::trusted(form.properties.to_owned()),
-    })
+        properties: Properties::parse(form.properties).map_err(malformed)?,
+    };
+    event.check().map_err(malformed)?;
+    Ok(event)
 }
 
 fn time(unix_ms: i64) -> Result<Timestamp, WireError> {
@@ -296,6 +319,30 @@ mod tests {
         assert!(matches!(read_message(&bytes), Err(WireError::Version { found }) if found == VERSION + 1));
         assert!(matches!(read_message(&[]), Err(WireError::Empty)));
         assert!(matches!(read_message(&[VERSION, 0xc1]), Err(WireError::Malformed(_))));
+    }
+
+    #[test]
+    fn what_no_edge_would_have_sent_is_malformed() {
+        type Forge = fn(&mut BatchForm<'_>);
+        let forgeries: [(&str, Forge); 8] = [
+            ("ms before", |form| form.skew_ms = Some(i64::MAX)),
+            ("ms before", |form| form.skew_ms = Some(i64::MIN)),
+            ("is no time", |form| form.events[1].time_ms = i64::MAX),
+            ("no part 1 of 1", |form| form.part = 1),
+            ("no event at 2", |form| form.undated = vec![2].into()),
+            ("event 1: its id", |form| form.events[1].id_text = Some("another")),
+            ("event 1: ", |form| form.events[1].name = ""),
+            ("event 1: ", |form| form.events[1].properties = "{not json"),
+        ];
+        let whole = batch(vec![event(1, "{}"), event(2, "{}")]);
+        for (expected, forge) in forgeries {
+            let encoded = encode_whole(&whole);
+            let mut form: BatchForm<'_> = rmp_serde::from_slice(&encoded).unwrap();
+            forge(&mut form);
+            let forged = message([&rmp_serde::to_vec(&form).unwrap()[..]].into_iter());
+            let error = read_message(&forged).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]
