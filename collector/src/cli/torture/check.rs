@@ -110,7 +110,8 @@ fn judge_counts(complaints: &mut Complaints, found: &Found) {
         .expect(view.applied_to == *head, || format!("the counts are at {} of {head}", view.applied_to));
     complaints
         .expect(found.hours == hours, || format!("by hour {:?} are counted, not {hours:?}", found.hours));
-    complaints.expect(found.totals == totals, || format!("{:?} are counted, not {totals:?}", found.totals));
+    complaints
+        .expect(found.totals == totals, || format!("in all {:?} are counted, not {totals:?}", found.totals));
     let live = counters.as_ref().filter(|_| found.epoch_is_current);
     complaints.expect(live.is_some_and(|live| live.applied_to == *head && live.per_name == totals), || {
         format!("the live counters are {counters:?}, not {totals:?} through {head}")
@@ -190,27 +191,44 @@ mod tests {
         assert_eq!(complaints(&sent, &good(&sent)).texts, Vec::<String>::new());
     }
 
+    fn live(found: &mut Found) -> &mut Counters {
+        found.counters.as_mut().unwrap()
+    }
+
     /// Makes one thing wrong.
     type Spoil = fn(&mut Found);
 
     #[test]
     fn whatever_is_wrong_is_found() {
         let sent = sent(5);
-        let wrongs: [(&str, Spoil); 14] = [
+        let wrongs: [(&str, Spoil); 25] = [
             ("not stored", |found| drop(found.log.pop())),
             ("stored twice", |found| found.log.push(Logged { position: 6, ..found.log[0].clone() })),
             ("sent by nobody", |found| "x".clone_into(&mut found.log[0].id)),
             ("was sent as", |found| found.log[0].event.time_ms += 1),
             ("position", |found| found.log[2].position = 9),
             ("the head", |found| found.head += 1),
-            ("doesn't balance", |found| found.ledger.received += 1),
+            ("the collector's ledger doesn't balance", |found| found.ledger.received += 1),
+            ("the ledger counts", |found| (found.ledger.stored, found.ledger.duplicate) = (4, 3)),
             ("put aside", |found| (found.ledger.quarantined, found.ledger.received) = (1, 8)),
+            ("put aside", |found| (found.ledger.rejected, found.ledger.received) = (1, 8)),
             ("by hour", |found| found.hours.values_mut().for_each(|count| *count += 1)),
+            ("in all", |found| found.totals.values_mut().for_each(|count| *count += 1)),
             ("the counts are at", |found| found.view.applied_to = 4),
             ("the live counters", |found| found.counters = None),
             ("the live counters", |found| found.epoch_is_current = false),
+            ("the live counters", |found| live(found).applied_to = 4),
+            ("the live counters", |found| live(found).per_name.values_mut().for_each(|count| *count += 1)),
             ("dead-letter", |found| found.dead_letters = 1),
+            ("the ledger of client 1 doesn't balance", |found| found.deliveries[0].captured += 1),
             ("still waits", |found| found.deliveries[0].pending = 1),
+            ("still waits", |found| found.deliveries[0].delivered.accepted = 1),
+            ("lost events", |found| found.deliveries[0].rejected = 1),
+            ("lost events", |found| found.deliveries[0].dropped.shutdown = 1),
+            ("lost events", |found| found.deliveries[0].withheld.hook = 1),
+            ("were told", |found| {
+                (found.deliveries[0].delivered.stored, found.deliveries[0].delivered.duplicate) = (4, 1);
+            }),
         ];
         for (words, spoil) in wrongs {
             let mut found = good(&sent);
