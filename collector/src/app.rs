@@ -6,7 +6,7 @@ mod error;
 
 use std::future::pending;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -92,18 +92,20 @@ impl Foundation {
             None => Bus::in_process(bus::Limits::default()),
         };
         let cache = match &config.cache_url {
-            Some(url) => {
-                let options = RedisOptions::new(url.secret())?;
-                let options = match &config.cache_ca_file {
-                    Some(file) => options.trusting(file)?,
-                    None => options,
-                };
-                Cache::redis(options).await?
-            }
+            Some(url) => redis(url.secret(), config.cache_ca_file.as_deref()).await?,
             None => Cache::memory(),
         };
         Ok(Self { store, bus, cache, _lock: lock })
     }
+}
+
+async fn redis(url: &str, ca_file: Option<&Path>) -> Result<Cache, cache::Error> {
+    let options = RedisOptions::new(url)?;
+    let options = match ca_file {
+        Some(file) => options.trusting(file)?,
+        None => options,
+    };
+    Cache::redis(options).await
 }
 
 fn broker(config: &Config) -> Option<RabbitOptions> {
@@ -254,13 +256,31 @@ pub fn beside(folder: &Path, manage: bool) -> Result<(Store, Reader), store::Err
     Ok((store, reader))
 }
 
+/// The servers that collectors share, as far as a command needs them.
+#[derive(Clone, Debug)]
+pub struct Servers {
+    /// The PostgreSQL of the log.
+    pub store_url: String,
+    /// The PostgreSQL of the accounts, when that is another.
+    pub accounts_url: Option<String>,
+    /// The Redis, when there is one: what is changed is told to all through it.
+    pub cache_url: Option<String>,
+    /// The certificate authorities of a `rediss://` server; the system's without it.
+    pub cache_ca_file: Option<PathBuf>,
+}
+
 /// Opens the store that collectors share on a PostgreSQL, and a reader in front of it.
 ///
 /// # Errors
-/// When the server can't be reached or used.
-pub async fn beside_server(url: &str, accounts_url: Option<&str>) -> Result<(Store, Reader), store::Error> {
-    let store = Store::postgres(PostgresOptions::parse(url, accounts_url)?).await?;
-    let reader = Reader::new(store.clone(), Cache::memory());
+/// When a server can't be reached or used.
+pub async fn beside_servers(servers: &Servers) -> Result<(Store, Reader), Error> {
+    let cache = match &servers.cache_url {
+        Some(url) => redis(url, servers.cache_ca_file.as_deref()).await?,
+        None => Cache::memory(),
+    };
+    let options = PostgresOptions::parse(&servers.store_url, servers.accounts_url.as_deref())?;
+    let store = Store::postgres(options).await?;
+    let reader = Reader::new(store.clone(), cache);
     Ok((store, reader))
 }
 

@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::app;
+use crate::app::{self, Servers};
 use crate::project::{KeyKind, Project};
-use crate::query::{self, EventsQuery, Order, Reader};
+use crate::query::{self, EventsQuery, Order, Reader, RotatedKey};
 use crate::store::{self, CountsQuery, EventFilter, Store};
 
 use super::document::{
     AuditDocument, CountsDocument, EventDocument, EventsDocument, NewKeyDocument, NewProjectDocument,
     RebuildDocument,
 };
-use super::failure::Failure;
+use super::failure::{Failure, note};
 use super::source::{OnEvent, OnProgress, Purpose};
 
 /// How often a tail looks at the log: nothing is announced to another process. Five looks a second cost a running
@@ -27,6 +27,16 @@ pub(super) struct Folder {
     store: Store,
     reader: Reader,
     project: Option<String>,
+    tells: Tells,
+}
+
+/// Whom a change of keys reaches at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tells {
+    /// All there are. A folder has one collector, which keeps what a key may do for a second.
+    Everybody,
+    /// Collectors that may share a Redis, which this command wasn't told of.
+    Nobody,
 }
 
 impl Folder {
@@ -34,19 +44,21 @@ impl Folder {
         refuse_file(&path)?;
         let (store, reader) = app::beside(&path, purpose == Purpose::Manage)
             .map_err(|error| Failure::new(format!("open the data folder {}", path.display()), error))?;
-        Ok(Self { store, reader, project: project.map(str::to_owned) })
+        Ok(Self { store, reader, project: project.map(str::to_owned), tells: Tells::Everybody })
     }
 
-    /// The store that collectors share on a PostgreSQL.
-    pub(super) async fn on_server(
-        url: &str,
-        accounts_url: Option<&str>,
+    /// The store that collectors share on a PostgreSQL. Who only looks has nothing to tell them.
+    pub(super) async fn on_servers(
+        servers: Servers,
         project: Option<&str>,
+        purpose: Purpose,
     ) -> Result<Self, Failure> {
-        let (store, reader) = app::beside_server(url, accounts_url)
+        let cache_url = servers.cache_url.filter(|_| purpose == Purpose::Manage);
+        let tells = if cache_url.is_some() { Tells::Everybody } else { Tells::Nobody };
+        let (store, reader) = app::beside_servers(&Servers { cache_url, ..servers })
             .await
-            .map_err(|error| Failure::new("use PostgreSQL", error))?;
-        Ok(Self { store, reader, project: project.map(str::to_owned) })
+            .map_err(|error| Failure::new("use the servers", error))?;
+        Ok(Self { store, reader, project: project.map(str::to_owned), tells })
     }
 
     pub(super) async fn projects(&self) -> Result<Vec<Project>, Failure> {
@@ -66,7 +78,17 @@ impl Folder {
     ) -> Result<NewKeyDocument, Failure> {
         let project = self.project_named(name).await?;
         let made = self.reader.rotate_key(project.id, kind, browser).await;
-        let key = made.map_err(|error| Failure::new("rotate the key", error))?;
+        let RotatedKey { key, told } = made.map_err(|error| Failure::new("rotate the key", error))?;
+        let unheard = match self.tells {
+            Tells::Everybody if told => None,
+            Tells::Everybody => Some("Redis couldn't be told: it may work for up to a minute"),
+            Tells::Nobody => Some(
+                "collectors that share a Redis may take it for up to a minute, unless --cache-url names it",
+            ),
+        };
+        if let Some(unheard) = unheard {
+            note(&format!("the old key is revoked; {unheard}"));
+        }
         Ok(NewKeyDocument { project_id: project.id, kind, key: key.text })
     }
 

@@ -125,6 +125,9 @@ struct Access {
     /// PostgreSQL that collectors keep their log in, for what needs no key [env: EVENTBUCKET_STORE_URL]
     #[arg(long, value_name = "URL", conflicts_with_all = ["data", "url", "key"], help_heading = "Which collector")]
     store_url: Option<String>,
+    /// Redis of the same collectors, so that they hear at once of a key that is replaced [env: EVENTBUCKET_CACHE_URL]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["data", "url", "key"], help_heading = "Which collector")]
+    cache_url: Option<String>,
     /// Secret key for --url; better in EVENTBUCKET_KEY, where other users of this machine can't see it
     #[arg(long, value_name = "KEY", help_heading = "Which collector")]
     key: Option<String>,

@@ -50,7 +50,8 @@ pub(super) struct ListArgs {
     Examples:\n  \
     eventbucket project rotate-key shop --kind secret\n  \
     eventbucket project rotate-key shop --kind write --browser     a key for web pages\n  \
-    eventbucket project rotate-key shop --kind write --browser=false")]
+    eventbucket project rotate-key shop --kind write --browser=false\n  \
+    eventbucket project rotate-key shop --kind write --store-url postgres://db/log --cache-url redis://cache")]
 pub(super) struct RotateKeyArgs {
     /// The project's name
     name: String,

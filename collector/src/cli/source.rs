@@ -3,9 +3,10 @@
 use std::env::VarError;
 use std::path::PathBuf;
 
+use crate::app::Servers;
 use crate::config::{
-    ACCOUNTS_URL_VARIABLE, CA_FILE_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, STORE_URL_VARIABLE,
-    URL_VARIABLE,
+    ACCOUNTS_URL_VARIABLE, CA_FILE_VARIABLE, CACHE_CA_FILE_VARIABLE, CACHE_URL_VARIABLE, DATA_DEFAULT,
+    DATA_VARIABLE, KEY_VARIABLE, STORE_URL_VARIABLE, URL_VARIABLE,
 };
 use crate::project::{KeyKind, Project};
 use crate::query::EventsQuery;
@@ -45,7 +46,7 @@ pub(super) type OnEvent<'a> = &'a mut (dyn FnMut(EventDocument) -> Result<(), Fa
 /// default folder.
 enum Place {
     Folder(PathBuf),
-    Server { url: String, accounts_url: Option<String> },
+    Servers(Servers),
     Remote { url: String, key: Option<String>, ca_file: Option<PathBuf> },
 }
 
@@ -60,15 +61,17 @@ impl Source {
         match place(access, |name| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
         }) {
-            Place::Folder(_) | Place::Server { .. } if access.key.is_some() || access.ca_file.is_some() => {
+            Place::Folder(_) | Place::Servers(_) if access.key.is_some() || access.ca_file.is_some() => {
                 let flag = if access.key.is_some() { "--key" } else { "--ca-file" };
                 let cause = format!("{flag} goes with --url, and there is none, nor {URL_VARIABLE}");
                 Err(Failure::usage("choose the collector", cause))
             }
-            Place::Folder(folder) => Ok(Self::Folder(Folder::open(folder, project, purpose)?)),
-            Place::Server { url, accounts_url } => {
-                Ok(Self::Folder(Folder::on_server(&url, accounts_url.as_deref(), project).await?))
+            Place::Folder(_) | Place::Remote { .. } if access.cache_url.is_some() => {
+                let cause = format!("--cache-url goes with --store-url or {STORE_URL_VARIABLE}");
+                Err(Failure::usage("choose the collector", cause))
             }
+            Place::Folder(folder) => Ok(Self::Folder(Folder::open(folder, project, purpose)?)),
+            Place::Servers(servers) => Ok(Self::Folder(Folder::on_servers(servers, project, purpose).await?)),
             Place::Remote { .. } if project.is_some() => Err(Failure::usage(
                 "choose the project",
                 "--project goes with --data; over --url the key belongs to one project already",
@@ -163,8 +166,16 @@ impl Source {
 }
 
 /// Every variable that says which collector a command is about.
-const VARIABLES: [&str; 6] =
-    [URL_VARIABLE, KEY_VARIABLE, CA_FILE_VARIABLE, DATA_VARIABLE, STORE_URL_VARIABLE, ACCOUNTS_URL_VARIABLE];
+const VARIABLES: [&str; 8] = [
+    URL_VARIABLE,
+    KEY_VARIABLE,
+    CA_FILE_VARIABLE,
+    DATA_VARIABLE,
+    STORE_URL_VARIABLE,
+    ACCOUNTS_URL_VARIABLE,
+    CACHE_URL_VARIABLE,
+    CACHE_CA_FILE_VARIABLE,
+];
 
 /// The variables that name a collector. An empty one counts as absent, as for `serve`; one that can't be read must not
 /// lead to another collector than was meant.
@@ -191,12 +202,18 @@ fn place(access: &Access, variable: impl Fn(&str) -> Option<String>) -> Place {
     if let Some(folder) = &access.data {
         return Place::Folder(PathBuf::from(folder));
     }
-    if let Some(url) = access.url.clone().or_else(|| variable(URL_VARIABLE)) {
+    let url_variable = || if access.store_url.is_none() { variable(URL_VARIABLE) } else { None };
+    if let Some(url) = access.url.clone().or_else(url_variable) {
         let ca_file = access.ca_file.clone().or_else(|| variable(CA_FILE_VARIABLE).map(PathBuf::from));
         return Place::Remote { url, key, ca_file };
     }
-    if let Some(url) = access.store_url.clone().or_else(|| variable(STORE_URL_VARIABLE)) {
-        return Place::Server { url, accounts_url: variable(ACCOUNTS_URL_VARIABLE) };
+    if let Some(store_url) = access.store_url.clone().or_else(|| variable(STORE_URL_VARIABLE)) {
+        return Place::Servers(Servers {
+            store_url,
+            accounts_url: variable(ACCOUNTS_URL_VARIABLE),
+            cache_url: access.cache_url.clone().or_else(|| variable(CACHE_URL_VARIABLE)),
+            cache_ca_file: variable(CACHE_CA_FILE_VARIABLE).map(PathBuf::from),
+        });
     }
     Place::Folder(PathBuf::from(variable(DATA_VARIABLE).unwrap_or_else(|| DATA_DEFAULT.to_owned())))
 }
@@ -212,7 +229,9 @@ mod tests {
         };
         match place(access, variable) {
             Place::Folder(folder) => folder.display().to_string(),
-            Place::Server { url, accounts_url } => format!("{url} {}", accounts_url.unwrap_or_default()),
+            Place::Servers(servers) => {
+                format!("{} {}", servers.store_url, servers.cache_url.unwrap_or_default())
+            }
             Place::Remote { url, key, .. } => format!("{url} {}", key.unwrap_or_default()),
         }
     }
@@ -232,7 +251,12 @@ mod tests {
         let flag_server = Access { store_url: Some("postgres://f".into()), ..Access::default() };
         assert_eq!(named(&Access::default(), &server), "postgres://v ");
         assert_eq!(named(&flag_server, &server), "postgres://f ");
+        assert_eq!(named(&flag_server, &variables), "postgres://f ");
         assert_eq!(named(&flag_data, &server), "/f");
+        let with_cache = [server[0], (CACHE_URL_VARIABLE, "redis://v")];
+        let flag_cache = Access { cache_url: Some("redis://f".into()), ..Access::default() };
+        assert_eq!(named(&Access::default(), &with_cache), "postgres://v redis://v");
+        assert_eq!(named(&flag_cache, &with_cache), "postgres://v redis://f");
         assert_eq!(named(&Access::default(), &[]), DATA_DEFAULT);
     }
 }

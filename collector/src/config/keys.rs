@@ -37,6 +37,12 @@ pub const STORE_URL_VARIABLE: &str = "EVENTBUCKET_STORE_URL";
 /// Names the PostgreSQL of the accounts.
 pub const ACCOUNTS_URL_VARIABLE: &str = "EVENTBUCKET_STORE_ACCOUNTS_URL";
 
+/// Names the Redis, for `serve` and for the commands that manage.
+pub const CACHE_URL_VARIABLE: &str = "EVENTBUCKET_CACHE_URL";
+
+/// Names the certificate authorities of a Redis with TLS.
+pub const CACHE_CA_FILE_VARIABLE: &str = "EVENTBUCKET_CACHE_CA_FILE";
+
 /// Names the configuration file; not a key itself.
 pub const CONFIG_VARIABLE: &str = "EVENTBUCKET_CONFIG";
 
@@ -135,14 +141,14 @@ pub(super) const KEYS: &[Key] = &[
         about: &[
             "Redis instead of this process' memory: redis:// or, with TLS, rediss://. All of it can be rebuilt.",
         ],
-        ..absent("cache.url", "EVENTBUCKET_CACHE_URL", "redis://:password@127.0.0.1:6379/0")
+        ..absent("cache.url", CACHE_URL_VARIABLE, "redis://:password@127.0.0.1:6379/0")
     },
     Key {
         about: &[
             "Certificate authorities as PEM that are believed about a rediss:// server, instead of the system's.",
             "Relative to this file.",
         ],
-        ..absent("cache.ca_file", "EVENTBUCKET_CACHE_CA_FILE", "redis-ca.pem")
+        ..absent("cache.ca_file", CACHE_CA_FILE_VARIABLE, "redis-ca.pem")
     },
     Key {
         about: &["How long a request's headers may take."],

@@ -17,7 +17,7 @@ use super::limits::DOCUMENT_BYTES_MAX;
 use super::problem::{Cause, Refusal};
 use super::{State, body, decode, key, reply};
 use crate::project::{KeyKind, Project, ProjectId};
-use crate::query::{self, Node};
+use crate::query::{self, Node, RotatedKey};
 
 /// When to ask again while another audit or rebuild runs.
 const LONG_WORK_RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
@@ -149,7 +149,10 @@ pub(super) async fn rotate_key(
                 "a secret key can't be for browsers: everybody could read it there; rotate the write key";
             return Err(Refusal::new(Cause::MalformedBody, detail));
         }
-        let key = edge.query.rotate_key(grant.project, kind, browser).await?;
+        let RotatedKey { key, told } = edge.query.rotate_key(grant.project, kind, browser).await?;
+        if !told {
+            tracing::warn!(project = %grant.project, "Redis couldn't be told of revoked keys: others may believe them for a minute");
+        }
         let document = NewKeyDocument { project_id: grant.project, kind: key.kind, key: key.text };
         Ok(reply::json(StatusCode::CREATED, &document))
     };

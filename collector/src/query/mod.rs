@@ -42,6 +42,7 @@ pub use counts::{CountRow, Counts};
 pub use cursor::Cursor;
 pub use error::Error;
 pub use events::{EventsPage, EventsQuery, LIMIT_DEFAULT, LIMIT_MAX, Order};
+pub use projects::RotatedKey;
 pub use shape::EventShape;
 pub use tail::Tail;
 

@@ -3,6 +3,16 @@ use super::{Error, Reader};
 use crate::project::{AccountId, KeyKind, NewKey, Project, ProjectId};
 use crate::store::{NewProject, ViewState};
 
+/// A key that was made in the place of others.
+#[derive(Debug)]
+pub struct RotatedKey {
+    /// The new key.
+    pub key: NewKey,
+    /// Whether all processes know that the old ones are revoked. `false` when Redis couldn't be told: then others may
+    /// believe them for up to a minute.
+    pub told: bool,
+}
+
 impl Reader {
     /// Lists the projects of an account.
     ///
@@ -32,10 +42,10 @@ impl Reader {
         project: ProjectId,
         kind: KeyKind,
         browser: Option<bool>,
-    ) -> Result<NewKey, Error> {
+    ) -> Result<RotatedKey, Error> {
         let key = self.store.rotate_key(project, kind, browser).await?;
-        self.cache.forget_keys().await;
-        Ok(key)
+        let told = self.cache.forget_keys().await;
+        Ok(RotatedKey { key, told })
     }
 
     /// Computes the counts of a project again from its log, beside the live ones, and switches over.

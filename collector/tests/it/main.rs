@@ -17,6 +17,7 @@ mod cache_random;
 mod cli_commands;
 mod cli_config;
 mod cli_refusals;
+mod cli_servers;
 mod cli_tls;
 mod conformance;
 mod distributed;
