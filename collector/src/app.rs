@@ -151,6 +151,10 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
     let metrics = Metrics::new();
     metrics.install();
 
+    if config.roles.has(Role::Storage) {
+        workers::insight::notice_restore(store, cache).await?;
+    }
+
     let root = CancellationToken::new();
     let [storage, insight, registry] = ["storage", "insight", "registry"].map(|name| Stage::new(name, &root));
     if config.roles.has(Role::Insight) {

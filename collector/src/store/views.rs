@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use eventbucket_protocol::Timestamp;
+use uuid::Uuid;
 
 use crate::insight::{self, Grain, Sketch};
 use crate::project::ProjectId;
@@ -14,6 +15,14 @@ pub struct ViewState {
     pub generation: u64,
     /// The last position whose effect the view contains.
     pub applied_to: u64,
+}
+
+impl ViewState {
+    /// Says whether the view, over a log with that head, lies behind one that was seen in this state. A log only grows, and
+    /// generations follow each other, so one that does was restored to an earlier state.
+    pub(crate) fn is_behind(&self, head: u64, seen: &Self) -> bool {
+        self.generation < seen.generation || head < seen.applied_to
+    }
 }
 
 /// A view's state beside the head of the log it follows.
@@ -209,6 +218,18 @@ impl Store {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.apply_counts(project, through).await,
             Backend::Postgres(postgres) => postgres.apply_counts(project, through).await,
+        }
+    }
+
+    /// Holds what somebody has seen of a project's log, while it had that epoch, against what is there now. A log that is behind
+    /// it was restored to an earlier state although nothing else shows it: it gets a new epoch, and the answer is `true`.
+    ///
+    /// # Errors
+    /// When the store can't be read or written.
+    pub async fn went_back(&self, project: ProjectId, epoch: Uuid, seen: ViewState) -> Result<bool, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.went_back(project, epoch, seen).await,
+            Backend::Postgres(postgres) => postgres.went_back(project, epoch, seen).await,
         }
     }
 

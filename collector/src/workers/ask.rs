@@ -10,7 +10,7 @@ use crate::bus::message::{Published, StoredRange, ValidBatch};
 use crate::bus::{self, Bus, Ticket};
 use crate::cache::{Away, Cache, CountersState};
 use crate::project::ProjectId;
-use crate::store::{Appended, Applied, CountTotals, Error, Store, ViewProgress};
+use crate::store::{Appended, Applied, CountTotals, Error, Store, ViewProgress, ViewState};
 
 /// The log and the views beside it.
 pub(super) trait Log {
@@ -18,6 +18,7 @@ pub(super) trait Log {
     async fn append_each(&self, batches: Arc<[ValidBatch]>) -> Vec<Result<Appended, Error>>;
     async fn quarantine(&self, batch: &ValidBatch, what: &str) -> Result<Appended, Error>;
     async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error>;
+    async fn went_back(&self, project: ProjectId, epoch: Uuid, seen: ViewState) -> Result<bool, Error>;
     async fn apply_counts(&self, project: ProjectId, through: u64) -> Result<Applied, Error>;
     async fn count_totals(&self, project: ProjectId, names_max: usize) -> Result<CountTotals, Error>;
 }
@@ -61,6 +62,10 @@ impl Log for Store {
 
     async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
         self.view_progress().await
+    }
+
+    async fn went_back(&self, project: ProjectId, epoch: Uuid, seen: ViewState) -> Result<bool, Error> {
+        self.went_back(project, epoch, seen).await
     }
 
     async fn apply_counts(&self, project: ProjectId, through: u64) -> Result<Applied, Error> {

@@ -1,5 +1,5 @@
 /// What is to be done, a project at a time.
-mod follower;
+pub(super) mod follower;
 
 /// Whether live counters are where they should be.
 mod doubts;
@@ -22,6 +22,15 @@ pub(super) use follower::{Follower, Look};
 
 /// How often the heads are looked at when nothing is announced: how late a lost announcement shows at most.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
+
+/// Finds out, before this process appends anything, that the log was restored to an earlier state while nobody ran: live
+/// counters of its epoch are further than it is. Later the log may have grown past them, and nothing would show it.
+///
+/// # Errors
+/// When the store can't be read or written.
+pub async fn notice_restore(store: &Store, cache: &Cache) -> Result<(), Error> {
+    follower::notice_restore(store, cache).await
+}
 
 /// What comes next.
 enum Next {

@@ -23,16 +23,16 @@ use crate::cache_fixture::{Asked as _, counters_state};
 use crate::store_fixture::{Place, batch, event, eventually, project, totals};
 
 /// Insight in a process of its own, as far as anybody can tell.
-struct Insight {
+pub(crate) struct Insight {
     /// The worker hears as long as somebody holds it.
     _bus: Bus,
-    cache: Cache,
+    pub(crate) cache: Cache,
     cancel: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Insight {
-    fn start(bus: Bus, store: &Store, cache: Cache) -> Self {
+    pub(crate) fn start(bus: Bus, store: &Store, cache: Cache) -> Self {
         let cancel = CancellationToken::new();
         let task =
             tokio::spawn(insight::run(bus.clone(), store.clone(), cache.clone(), cancel.child_token()));
@@ -40,7 +40,7 @@ impl Insight {
     }
 
     /// Waits until everything is counted, and holds each number against a recount.
-    async fn counted(&self, store: &Store, project: ProjectId, position: u64) {
+    pub(crate) async fn counted(&self, store: &Store, project: ProjectId, position: u64) {
         eventually("counting", async || {
             let live = self.cache.counters(project).await;
             live.is_some_and(|live| (live.applied_to, live.per_name.values().sum()) == (position, position))
@@ -52,7 +52,7 @@ impl Insight {
         assert!(found.holds(), "{found:#?}");
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.cancel.cancel();
         self.task.await.unwrap();
     }

@@ -5,13 +5,16 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use eventbucket_collector::bus::{Bus, Limits};
 use eventbucket_collector::project::ProjectId;
 use eventbucket_collector::query::audit::audit;
 use eventbucket_collector::store::{PostgresOptions, Store};
+use eventbucket_collector::workers;
 use eventbucket_protocol::{Event, Verdict};
-use eventbucket_servers::Postgres;
+use eventbucket_servers::{Postgres, Redis};
 
-use crate::store_announcements::counters_follow_a_log_that_went_back;
+use crate::cache_fixture::{Asked as _, counters_state};
+use crate::store_announcements::{Insight, counters_follow_a_log_that_went_back};
 use crate::store_fixture::{batch, count_all, count_all_projects, events, eventually, project};
 
 async fn open(server: &Postgres) -> Store {
@@ -83,6 +86,55 @@ async fn counts_and_live_counters_are_exact_after_an_older_snapshot_was_put_back
         server.restart().unwrap();
     })
     .await;
+}
+
+/// Nothing of the server's shows that an older copy was put back between two lives of the collector, and no process is left
+/// that has seen more: only the live counters in Redis have. At the start of a process that appends, and at a look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_put_back_while_nobody_ran_is_noticed_by_the_live_counters() {
+    let redis = Redis::start().unwrap();
+    for at_start in [true, false] {
+        let mut server = Postgres::start().unwrap();
+        let store = open(&server).await;
+        let shop = project(&store, "shop").await.project.id;
+        store.append(vec![batch(shop, events("x", 60))]).await.unwrap();
+        count_all(&store, shop).await;
+        server.kill().unwrap();
+        let (data, kept) = (server.data(), server.data().with_extension("kept"));
+        run("cp", Some("-a"), &data, &kept);
+        server.restart().unwrap();
+        let store = open(&server).await;
+        store.append(vec![batch(shop, events("y", 40))]).await.unwrap();
+        let first = store.epoch();
+        let insight = Insight::start(Bus::in_process(Limits::default()), &store, redis.cache().await);
+        insight.counted(&store, shop, 100).await;
+        insight.stop().await;
+        drop(store);
+        server.kill().unwrap();
+        std::fs::remove_dir_all(&data).unwrap();
+        run("mv", None, &kept, &data);
+        server.restart().unwrap();
+
+        let (store, cache) = (open(&server).await, redis.cache().await);
+        assert_eq!((store.epoch(), store.head(shop).await.unwrap()), (first, 60), "nothing shows it");
+        if at_start {
+            workers::insight::notice_restore(&store, &cache).await.unwrap();
+            assert_ne!(store.epoch(), first);
+            store.append(vec![batch(shop, events("z", 70))]).await.unwrap();
+        }
+        let insight = Insight::start(Bus::in_process(Limits::default()), &store, cache);
+        let head = store.head(shop).await.unwrap();
+        eventually("the counters begin anew", async || {
+            let counted = counters_state(&insight.cache, shop).await;
+            counted.is_some_and(|counted| counted.epoch != first && counted.applied_to == head)
+        })
+        .await;
+        insight.counted(&store, shop, head).await;
+        store.append(vec![batch(shop, events("w", 5))]).await.unwrap();
+        insight.counted(&store, shop, head + 5).await;
+        assert_eq!(open(&server).await.epoch(), store.epoch(), "once");
+        insight.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

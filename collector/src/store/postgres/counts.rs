@@ -5,6 +5,7 @@ use eventbucket_protocol::Timestamp;
 use futures_util::TryStreamExt;
 use tokio_postgres::RowStream;
 use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
 use super::pool::Lease;
 use super::segments::spans;
@@ -61,6 +62,26 @@ impl Postgres {
     pub(in crate::store) async fn view_state(&self, project: ProjectId) -> Result<ViewState, Error> {
         self.ensure(&[project]).await?;
         live_state(&mut self.0.log.lease().await?, project).await
+    }
+
+    pub(in crate::store) async fn went_back(
+        &self,
+        project: ProjectId,
+        epoch: Uuid,
+        seen: ViewState,
+    ) -> Result<bool, Error> {
+        let mut lease = self.0.log.lease().await?;
+        let state = match live_state(&mut lease, project).await {
+            Err(Error::CountsMissing(_)) => return Ok(false),
+            found => found?,
+        };
+        let head = position(&mut lease, project).await?;
+        // One that has another epoch by now was found out already.
+        let went_back = state.is_behind(head, &seen) && self.0.epoch.id() == epoch;
+        if went_back {
+            self.0.epoch.renew(&lease).await?;
+        }
+        Ok(went_back)
     }
 
     pub(in crate::store) async fn apply_counts(

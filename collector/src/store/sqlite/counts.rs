@@ -8,6 +8,8 @@ use super::events::CORRECTED_MS;
 use super::job::{Job, Turn};
 use super::projects::require_project;
 use super::{Sqlite, int, key, uint, users};
+use uuid::Uuid;
+
 use crate::insight::Tally;
 use crate::project::ProjectId;
 use crate::store::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, Error, ViewProgress, ViewState};
@@ -39,6 +41,20 @@ impl Sqlite {
 
     pub(in crate::store) async fn view_state(&self, project: ProjectId) -> Result<ViewState, Error> {
         self.read(move |connection| live_state(connection, project)).await
+    }
+
+    pub(in crate::store) async fn went_back(
+        &self,
+        project: ProjectId,
+        epoch: Uuid,
+        seen: ViewState,
+    ) -> Result<bool, Error> {
+        let is_behind = self.read(move |connection| is_behind(connection, project, &seen)).await?;
+        let went_back = is_behind && self.epoch() == epoch;
+        if went_back {
+            self.renew_epoch(epoch).await?;
+        }
+        Ok(went_back)
     }
 
     pub(in crate::store) async fn apply_counts(
@@ -101,6 +117,15 @@ pub(super) fn view_progress(connection: &Connection) -> Result<Vec<ViewProgress>
         Ok(ViewProgress { project: ProjectId(row.get(0)?), state, head: row.get(3).map(uint)? })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn is_behind(
+    connection: &Connection,
+    project: ProjectId,
+    seen: &ViewState,
+) -> Result<bool, Error> {
+    let head = Head::read(connection, project)?.position;
+    Ok(live_state(connection, project)?.is_behind(head, seen))
 }
 
 pub(super) fn live_state(connection: &Connection, project: ProjectId) -> Result<ViewState, Error> {

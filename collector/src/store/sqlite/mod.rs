@@ -45,7 +45,7 @@ mod writer;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use eventbucket_protocol::BatchId;
 use rusqlite::Connection;
@@ -113,7 +113,7 @@ struct Shared {
     /// Nobody writes through a store opened to look.
     writer: Option<Writer>,
     readers: Readers,
-    epoch: Uuid,
+    epoch: Mutex<Uuid>,
     /// An audit reads everything and fills temporary tables: one at a time.
     auditing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -131,7 +131,7 @@ impl Sqlite {
     }
 
     fn start(options: SqliteOptions, connection: Option<Connection>) -> Result<Self, Error> {
-        let epoch = open::epoch(&open::reader(&options)?)?;
+        let epoch = Mutex::new(open::epoch(&open::reader(&options)?)?);
         let database = Opened::at(&options.file)?;
         let writer = connection.map(|connection| Writer::start(connection, options.clone())).transpose()?;
         let readers = Readers::new(options.clone(), database);
@@ -163,7 +163,21 @@ impl Sqlite {
     }
 
     pub(super) fn epoch(&self) -> Uuid {
-        self.0.epoch
+        *self.0.epoch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the log a new epoch, if it still has that one.
+    async fn renew_epoch(&self, epoch: Uuid) -> Result<(), Error> {
+        let new = Uuid::now_v7();
+        let renew = move |turn: &mut Turn<'_>| {
+            let renew = "UPDATE epoch SET id = ?1 WHERE id = ?2";
+            turn.connection.execute(renew, (new.as_bytes(), epoch.as_bytes()))?;
+            open::epoch(turn.connection)
+        };
+        let now = self.write(Job::Other, renew).await?;
+        *self.0.epoch.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        tracing::warn!(epoch = %now, "the log has a new epoch: an older copy of the database was put back");
+        Ok(())
     }
 
     pub(super) async fn append(&self, batches: Vec<ValidBatch>) -> Result<Vec<Appended>, Error> {

@@ -138,6 +138,19 @@ impl Scratch {
         })
     }
 
+    pub(crate) fn went_back(
+        &mut self,
+        project: ProjectId,
+        epoch: Uuid,
+        seen: ViewState,
+    ) -> Result<bool, Error> {
+        let went_back = epoch == self.epoch && counts::is_behind(self.connection(), project, &seen)?;
+        if went_back {
+            self.epoch = Uuid::from_u128(self.epoch.as_u128().wrapping_add(1));
+        }
+        Ok(went_back)
+    }
+
     pub(crate) fn count_totals(&self, project: ProjectId, names_max: usize) -> Result<CountTotals, Error> {
         counts::count_totals(self.connection(), project, names_max)
     }

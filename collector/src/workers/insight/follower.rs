@@ -69,13 +69,17 @@ impl Follower {
     pub(crate) async fn look(&mut self, why: Look, store: &impl Log, cache: &impl Live) -> Result<(), Error> {
         let progress = store.view_progress().await?;
         let epoch = store.epoch();
-        let projects: Vec<ProjectId> = progress.iter().map(|of| of.project).collect();
-        match cache.counters_states(&projects).await {
+        match counted(&progress, cache).await {
             Ok(counted) => {
                 if why == Look::InTime {
                     self.resets.look();
                 }
                 self.compare(why, epoch, &progress, &counted);
+                if went_back(epoch, &progress, &counted, store).await? {
+                    // The next look finds all counters to be of another log.
+                    self.applied.clear();
+                    return Ok(());
+                }
             }
             // What can't be asked is not known to be lost, and has no use for totals.
             Err(Away) => {
@@ -149,6 +153,37 @@ impl Follower {
         self.resets.ended(project, reset.is_ok());
         Ok(())
     }
+}
+
+/// See [`super::notice_restore`].
+pub(in crate::workers) async fn notice_restore(store: &impl Log, cache: &impl Live) -> Result<(), Error> {
+    let progress = store.view_progress().await?;
+    if let Ok(counted) = counted(&progress, cache).await {
+        went_back(store.epoch(), &progress, &counted, store).await?;
+    }
+    Ok(())
+}
+
+async fn counted(progress: &[ViewProgress], cache: &impl Live) -> Result<Vec<Option<CountersState>>, Away> {
+    let projects: Vec<ProjectId> = progress.iter().map(|of| of.project).collect();
+    cache.counters_states(&projects).await
+}
+
+/// Has the store look again where counters seem to be ahead of their log: it may have moved since it was asked.
+async fn went_back(
+    epoch: Uuid,
+    progress: &[ViewProgress],
+    counted: &[Option<CountersState>],
+    store: &impl Log,
+) -> Result<bool, Error> {
+    for (of, counted) in progress.iter().zip(counted) {
+        let Some(counted) = counted.filter(|counted| counted.epoch == epoch) else { continue };
+        let seen = ViewState { generation: counted.generation, applied_to: counted.applied_to };
+        if of.state.is_behind(of.head, &seen) && store.went_back(of.project, epoch, seen).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -261,6 +296,10 @@ mod tests {
 
         async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
             self.store.view_progress().await
+        }
+
+        async fn went_back(&self, project: ProjectId, epoch: Uuid, seen: ViewState) -> Result<bool, Error> {
+            self.store.went_back(project, epoch, seen).await
         }
 
         async fn apply_counts(

@@ -15,12 +15,13 @@ use uuid::Uuid;
 use super::judge;
 use super::random::Random;
 use super::sending::{Broker, CLIENTS, Clients, PROJECTS, pick, projects};
-use super::world::{Ask, At, Heard, Shared, Stops, Ticket, Waiting, Way, World};
+use super::world::{Ask, At, Fate, Heard, Shared, Stops, Ticket, Waiting, Way, World};
 use crate::bus::message::ValidBatch;
 use crate::cache::{Cache, CountersState, KeptCounters};
 use crate::project::ProjectId;
 use crate::store::{Kept, Scratch};
 use crate::workers::insight::Follower;
+use crate::workers::insight::follower::notice_restore;
 
 /// Moves of one seed: a few hundred make a handful of batches meet every kind of fault.
 const MOVES: (u64, u64) = (60, 360);
@@ -50,7 +51,7 @@ const KEEP_OR_RESTORE_LOG: u64 = 9;
 const PAUSE: u64 = 11;
 
 /// How many kinds of things happen in a few hundred seeds.
-pub(super) const KINDS: usize = 32;
+pub(super) const KINDS: usize = 34;
 
 /// A log with projects and nothing else. Making its tables takes longer than a seed does.
 static EMPTY: LazyLock<Kept> = LazyLock::new(|| Scratch::blank(PROJECTS));
@@ -104,8 +105,17 @@ enum Move {
     RestoreCache,
     KeepLog,
     RestoreLog,
+    RestoreLogAtRest,
     LearnEpoch(usize),
     Rebuild(ProjectId),
+}
+
+/// A backup of the log.
+struct KeptLog {
+    log: Kept,
+    epoch: Uuid,
+    /// What was in quarantine.
+    aside: BTreeSet<(ProjectId, Uuid)>,
 }
 
 /// One run.
@@ -126,7 +136,7 @@ pub(super) struct Simulation {
     store_away: u64,
     cache_away: u64,
     letters_away: u64,
-    kept_log: Option<(Kept, BTreeSet<(ProjectId, Uuid)>)>,
+    kept_log: Option<KeptLog>,
     kept_cache: KeptCounters,
     /// The counters' state of each project after the last move.
     seen: BTreeMap<ProjectId, (u64, Option<CountersState>)>,
@@ -236,8 +246,9 @@ impl Simulation {
 
     /// Something that happens when nobody sends and nothing is announced any more: only the log knows.
     fn last_blow(&mut self) {
-        let blow = match self.random.below(4) {
+        let blow = match self.random.below(5) {
             0 => Move::RestoreCache,
+            2 => Move::RestoreLogAtRest,
             1 => Move::WipeCache,
             _ => Move::RestoreLog,
         };
@@ -308,7 +319,8 @@ impl Simulation {
                 8 if random.percent(50) => Move::KeepCache,
                 8 => Move::RestoreCache,
                 KEEP_OR_RESTORE_LOG if random.percent(50) => Move::KeepLog,
-                KEEP_OR_RESTORE_LOG => Move::RestoreLog,
+                KEEP_OR_RESTORE_LOG if random.percent(70) => Move::RestoreLog,
+                KEEP_OR_RESTORE_LOG => Move::RestoreLogAtRest,
                 10 => Move::LearnEpoch(at_work),
                 PAUSE => Move::Pause(at_work),
                 _ => Move::Rebuild(project),
@@ -385,6 +397,7 @@ impl Simulation {
             }
             Move::KeepLog => self.keep_log(),
             Move::RestoreLog => self.restore_log(),
+            Move::RestoreLogAtRest => self.restore_log_at_rest(),
             Move::LearnEpoch(worker) => self.workers[worker].way.learn_epoch(),
             Move::Rebuild(project) => self.rebuild(project),
             Move::Cut(_) => {}
@@ -434,7 +447,8 @@ impl Simulation {
 
     fn keep_log(&mut self) {
         let world = self.world.borrow();
-        self.kept_log = Some((world.log.keep(), world.aside.clone()));
+        self.kept_log =
+            Some(KeptLog { log: world.log.keep(), epoch: world.log.epoch(), aside: world.aside.clone() });
     }
 
     /// The log becomes what it was. What was confirmed since is gone, unless the broker still has it: whoever restores a backup
@@ -450,9 +464,9 @@ impl Simulation {
         let epoch = Uuid::from_u128(u128::from(self.random.next()));
         let mut world = self.world.borrow_mut();
         let world = &mut *world;
-        if let Some((kept, aside)) = &self.kept_log {
-            world.log.restore(kept, epoch);
-            world.aside.clone_from(aside);
+        if let Some(kept) = &self.kept_log {
+            world.log.restore(&kept.log, epoch);
+            world.aside.clone_from(&kept.aside);
         }
         world.restored += 1;
         world.taken_back += 1;
@@ -460,6 +474,42 @@ impl Simulation {
         // A process whose other connections were broken too knows at once.
         if !self.durable || self.random.percent(50) {
             self.workers.iter().for_each(|worker| worker.way.epoch.set(epoch));
+        }
+    }
+
+    /// The log becomes what it was while no process runs, and nothing of the server's shows it: the epoch is the one it had
+    /// then. Only the live counters know better.
+    fn restore_log_at_rest(&mut self) {
+        let Some(kept) = &self.kept_log else { return };
+        if !self.durable {
+            return;
+        }
+        {
+            let mut world = self.world.borrow_mut();
+            let world = &mut *world;
+            (0..self.workers.len()).for_each(|place| world.broker.give_back(place));
+            world.log.restore(&kept.log, kept.epoch);
+            world.aside.clone_from(&kept.aside);
+            world.restored += 1;
+            world.taken_back += 1;
+            world.forgive();
+        }
+        (0..self.workers.len()).for_each(|place| self.end_life(place));
+        // Whoever puts back older counters as well takes away the only witness.
+        self.kept_cache = KeptCounters::default();
+        self.note("log restored at rest");
+        let way = self.workers[0].way.clone();
+        let before = self.world.borrow().log.epoch();
+        // A process that can't ask doesn't start.
+        let notice = async move { notice_restore(&way, &way).await.expect("everything is there") };
+        self.start(0, notice);
+        while self.workers[0].task.is_some() {
+            self.workers[0].way.stops.pass(Fate::Answered);
+            self.poll(0);
+        }
+        self.workers.iter().for_each(|worker| worker.way.learn_epoch());
+        if self.world.borrow().log.epoch() != before {
+            self.note("noticed at the start");
         }
     }
 

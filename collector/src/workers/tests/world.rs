@@ -15,7 +15,7 @@ use crate::bus::message::{Published, StoredRange, ValidBatch};
 use crate::bus::{self, Hint};
 use crate::cache::{Away, Cache, CountersState, KeptCounters};
 use crate::project::ProjectId;
-use crate::store::{Appended, Applied, CountTotals, Error, Scratch, ViewProgress};
+use crate::store::{Appended, Applied, CountTotals, Error, Scratch, ViewProgress, ViewState};
 use crate::workers::ask::{Answer, Live, Log, Source};
 
 /// Everything outside of the workers.
@@ -62,6 +62,7 @@ pub(super) enum Ask {
     Append,
     Quarantine,
     ViewProgress,
+    WentBack,
     ApplyCounts,
     CountTotals,
     Rebuild,
@@ -194,6 +195,11 @@ impl Log for Way {
 
     async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
         self.ask(Ask::ViewProgress, |world| world.log.view_progress(), || Err(away())).await
+    }
+
+    async fn went_back(&self, project: ProjectId, epoch: Uuid, seen: ViewState) -> Result<bool, Error> {
+        let effect = |world: &mut World| world.log.went_back(project, epoch, seen);
+        self.ask(Ask::WentBack, effect, || Err(away())).await
     }
 
     async fn apply_counts(&self, project: ProjectId, through: u64) -> Result<Applied, Error> {
