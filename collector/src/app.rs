@@ -168,7 +168,7 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
     }
     let node = node(config, address);
     let node_id = node.id.clone();
-    if config.roles.has(Role::Storage) {
+    if config.roles.has(Role::Storage) || config.roles.has(Role::Insight) {
         let share = workers::share::run(bus.clone(), cache.clone(), node_id.clone(), registry.token());
         registry.spawn(share);
     }

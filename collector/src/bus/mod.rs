@@ -31,7 +31,7 @@ pub use in_process::Limits;
 use message::{Published, Spooled, StoredRange, ValidBatch};
 pub use rabbitmq::{DeadLetter, DeadLetters, RabbitOptions};
 use rate::DrainRate;
-pub use share::Share;
+pub use share::{Share, Work};
 pub use spool::SpoolOptions;
 
 use crate::store;
@@ -251,10 +251,10 @@ impl Bus {
 
     /// Says which part of the shards is this process's, of as many as there are. It leaves the others to whoever waits for
     /// them, after finishing what it has taken.
-    pub fn set_share(&self, share: Share) {
+    pub fn set_share(&self, work: Work, share: Share) {
         match &self.0 {
             Backend::InProcess(_) => {}
-            Backend::RabbitMq(bus) => bus.set_share(share),
+            Backend::RabbitMq(bus) => bus.set_share(work, share),
         }
     }
 

@@ -1,3 +1,12 @@
+/// What is shared by shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Storing accepted batches.
+    Batches,
+    /// Following announced ranges.
+    Ranges,
+}
+
 /// Which part of the shards a process takes from, of as many as there are processes. The others it takes only while nobody
 /// else does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -210,7 +210,8 @@ impl Store {
     }
 
     /// Adds what lies behind `applied_to`, up to `through`, the head, or 50,000 positions, whichever comes first. The new
-    /// `applied_to` is part of the same transaction, so nothing is ever added twice.
+    /// `applied_to` is part of the same transaction, so nothing is ever added twice. Nothing is done for a project that somebody
+    /// else keeps for longer, as a rebuild does.
     ///
     /// # Errors
     /// When the store can't be written.

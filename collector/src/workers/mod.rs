@@ -3,7 +3,7 @@
 /// Appends accepted batches to the log.
 pub mod storage;
 
-/// Keeps this process to its share of them.
+/// Keeps this process to its share of the shards.
 pub mod share;
 
 /// Applies stored ranges to the counts.

@@ -3,14 +3,14 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, Share};
+use crate::bus::{Bus, Share, Work};
 use crate::cache::{Cache, HEARTBEAT_PERIOD, Node};
 
 /// How often the registry is looked at: as often as the others say that they are there.
 const LOOK_PERIOD: Duration = HEARTBEAT_PERIOD;
 
-/// What the processes are called that take accepted batches.
-const ROLE: &str = "storage";
+/// What is shared, and what the processes are called that do it.
+const SHARED: [(Work, &str); 2] = [(Work::Batches, "storage"), (Work::Ranges, "insight")];
 
 /// Tells the bus which share of the work is this process's, until `cancel`. Without Redis a process knows of none but itself,
 /// and takes whatever the broker gives it.
@@ -24,16 +24,19 @@ pub async fn run(bus: Bus, cache: Cache, node_id: String, cancel: CancellationTo
             _ = look.tick() => {}
         }
         // What can't be known now stays as it was.
-        if let Some(share) = cache.nodes().await.and_then(|nodes| share(&nodes, &node_id)) {
-            bus.set_share(share);
+        let Some(nodes) = cache.nodes().await else { continue };
+        for (work, role) in SHARED {
+            if let Some(share) = share(&nodes, role, &node_id) {
+                bus.set_share(work, share);
+            }
         }
     }
 }
 
 /// Finds this process among those of its role, in an order that all of them agree on.
-fn share(nodes: &[Node], node_id: &str) -> Option<Share> {
-    let storing = nodes.iter().filter(|node| node.roles.iter().any(|role| role == ROLE));
-    let mut ids: Vec<&str> = storing.map(|node| node.id.as_str()).collect();
+fn share(nodes: &[Node], role: &str, node_id: &str) -> Option<Share> {
+    let working = nodes.iter().filter(|node| node.roles.iter().any(|of| of == role));
+    let mut ids: Vec<&str> = working.map(|node| node.id.as_str()).collect();
     ids.sort_unstable();
     ids.dedup();
     Some(Share { place: ids.iter().position(|id| *id == node_id)?, of: ids.len() })
@@ -55,11 +58,14 @@ mod tests {
     }
 
     #[test]
-    fn only_storing_processes_share_and_all_agree() {
-        let nodes = [node("c", &["storage"]), node("b", &["edge"]), node("a", &["edge", "storage"])];
-        assert_eq!(share(&nodes, "a"), Some(Share { place: 0, of: 2 }));
-        assert_eq!(share(&nodes, "c"), Some(Share { place: 1, of: 2 }));
-        assert_eq!(share(&nodes, "b"), None);
-        assert_eq!(share(&nodes, "not heard of yet"), None);
+    fn only_processes_of_a_role_share_and_all_agree() {
+        let nodes =
+            [node("c", &["storage"]), node("b", &["insight"]), node("a", &["edge", "storage", "insight"])];
+        let share = |role, id| share(&nodes, role, id);
+        assert_eq!(share("storage", "a"), Some(Share { place: 0, of: 2 }));
+        assert_eq!(share("storage", "c"), Some(Share { place: 1, of: 2 }));
+        assert_eq!(share("storage", "b"), None);
+        assert_eq!(share("insight", "b"), Some(Share { place: 1, of: 2 }));
+        assert_eq!(share("insight", "not heard of yet"), None);
     }
 }

@@ -1,12 +1,14 @@
-//! Storage processes share the shards evenly by the registry, whoever came first; a shard that moves loses nothing, keeps its
+//! Storage processes, and insight processes, share the shards evenly by the registry, whoever came first; a shard that moves loses nothing, keeps its
 //! order, and has nothing stored twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use eventbucket_collector::bus::{Bus, RabbitOptions};
+use eventbucket_collector::bus::message::StoredRange;
+use eventbucket_collector::bus::{Bus, Hint, RabbitOptions, Share, Work};
 use eventbucket_collector::cache::{Cache, Node, RedisOptions};
+use eventbucket_collector::project::ProjectId;
 use eventbucket_collector::workers;
 use eventbucket_servers::shared as servers;
 use futures_util::future::join_all;
@@ -207,4 +209,63 @@ async fn the_shards_of_a_process_that_died_go_to_the_rest() {
     })
     .await;
     second.stop().await;
+}
+
+/// An insight process: it writes down which projects it hears of.
+struct Listener {
+    bus: Bus,
+    task: JoinHandle<()>,
+}
+
+impl Listener {
+    async fn start(name: usize, options: &RabbitOptions, heard: &Arc<Mutex<BTreeMap<u32, usize>>>) -> Self {
+        let (bus, heard) = (bus(options).await, Arc::clone(heard));
+        let mut ranges = bus.ranges();
+        let task = tokio::spawn(async move {
+            while let Some(hint) = ranges.recv().await {
+                if let Hint::Range(range) = hint {
+                    heard.lock().unwrap().insert(shard(range.project.0), name);
+                }
+            }
+        });
+        Self { bus, task }
+    }
+}
+
+/// Announces something of every project until each process hears of as many shards as it should.
+async fn until_heard(announcer: &Bus, heard: &Mutex<BTreeMap<u32, usize>>, expected: &[(usize, usize)]) {
+    let ranges: Vec<StoredRange> = (1..=PROJECTS)
+        .map(|project| StoredRange { project: ProjectId(project), first: 1, last: 1 })
+        .collect();
+    until(&format!("announcements shared as {expected:?}"), || async {
+        announcer.announce(&ranges);
+        let heard = heard.lock().unwrap();
+        let shares =
+            expected.iter().all(|(name, due)| heard.values().filter(|by| *by == name).count() == *due);
+        shares && heard.len() == SHARDS as usize
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn insight_processes_share_what_is_announced() {
+    let options = RabbitOptions { shards: 8, ..options(shared()) };
+    let (announcer, heard) = (bus(&options).await, Arc::default());
+    let first = Listener::start(0, &options, &heard).await;
+    until_heard(&announcer, &heard, &[(0, 8)]).await;
+    let second = Listener::start(1, &options, &heard).await;
+    let third = Listener::start(2, &options, &heard).await;
+    for (place, process) in [&first, &second, &third].into_iter().enumerate() {
+        process.bus.set_share(Work::Ranges, Share { place, of: 3 });
+        // Of batches it has none, and the one isn't taken for the other.
+        process.bus.set_share(Work::Batches, Share { place: 0, of: 1 });
+    }
+    until_heard(&announcer, &heard, &[(0, 3), (1, 3), (2, 2)]).await;
+    // Nobody told the others yet that one is gone: its shards go to whoever waits for them.
+    second.task.abort();
+    drop(second);
+    until_heard(&announcer, &heard, &[(1, 0)]).await;
+    first.bus.set_share(Work::Ranges, Share { place: 0, of: 2 });
+    third.bus.set_share(Work::Ranges, Share { place: 1, of: 2 });
+    until_heard(&announcer, &heard, &[(0, 4), (2, 4)]).await;
 }

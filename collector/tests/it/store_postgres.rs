@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use eventbucket_collector::bus::message::ValidBatch;
+use eventbucket_collector::bus::{Bus, Limits};
+use eventbucket_collector::cache::Cache;
 use eventbucket_collector::project::ProjectId;
 use eventbucket_collector::query::audit::audit;
 use eventbucket_collector::store::{
@@ -14,6 +16,7 @@ use eventbucket_protocol::{BatchId, Event, EventId, Verdict};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::store_announcements::Insight;
 use crate::store_fixture::{
     NOON, at, batch, count_all, count_all_projects, event, events, eventually, project, totals,
 };
@@ -372,6 +375,29 @@ async fn workers_that_apply_the_same_range_count_it_once() {
     let CountTotals { state, complete, .. } = store.count_totals(shop, 2).await.unwrap();
     assert_eq!((state.generation, state.applied_to, complete), (2, 3_000, false));
     holds(&store).await;
+}
+
+#[tokio::test]
+async fn a_project_that_a_rebuild_keeps_costs_the_others_no_more_than_a_moment() {
+    let (database, store, shop) = with_project().await;
+    let blog = project(&store, "blog").await.project.id;
+    store.append(vec![batch(shop, events("x", 3)), batch(blog, events("y", 5))]).await.unwrap();
+    store.view_state(shop).await.unwrap();
+    // As the beginning of a rebuild does, which copies what was dropped from the log.
+    let mut keeper = database.sql().await;
+    let kept = keeper.transaction().await.unwrap();
+    let keep = "SELECT FROM view_live WHERE project = $1 FOR UPDATE";
+    let number = i32::try_from(shop.0).unwrap();
+    kept.query_one(keep, &[&number]).await.unwrap();
+    let bus = Bus::in_process(Limits::default());
+    let insight = Insight::start(bus, &store, Cache::memory());
+    let counted = async || insight.cache.counters(blog).await.is_some_and(|live| live.applied_to == 5);
+    eventually("counting the other", counted).await;
+    let nothing = store.apply_counts(shop, 3).await.unwrap();
+    assert_eq!((nothing.from, nothing.through), (0, 0));
+    kept.rollback().await.unwrap();
+    insight.counted(&store, shop, 3).await;
+    insight.stop().await;
 }
 
 async fn positions(store: &Store, shop: ProjectId, filter: &EventFilter, newest_first: bool) -> Vec<u64> {

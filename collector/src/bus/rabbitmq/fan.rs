@@ -3,19 +3,17 @@
 
 use std::sync::Arc;
 
-use futures_util::future::ready;
-use futures_util::stream::{self, StreamExt, select_all};
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueuePurgeOptions};
-use lapin::types::FieldTable;
+use lapin::options::{BasicPublishOptions, QueuePurgeOptions};
 use lapin::{BasicProperties, Connection};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 
+use super::ears::Ears;
 use super::link::{self, Ended};
 use super::options::RabbitOptions;
 use super::publisher::unavailable;
 use super::topology::Topology;
 use crate::bus::message::StoredRange;
-use crate::bus::{Error, Hint, wire};
+use crate::bus::{Error, Hint, Share, wire};
 
 /// Announcements that wait for the broker, and those that wait for a view: 1,024 of at most 256 ranges of 24 bytes.
 pub(super) const WAITING_MAX: usize = 1_024;
@@ -61,40 +59,31 @@ pub(super) async fn listen(
     connection: Arc<Connection>,
     topology: Topology,
     options: RabbitOptions,
+    share: watch::Receiver<Share>,
 ) -> Ended {
-    let starting = async {
-        let channel = connection.create_channel().await?;
-        let mut consumers = Vec::with_capacity(topology.shards.into());
-        for shard in 0..topology.shards {
-            let consuming = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-            let (queue, tag) = (topology.stored_queue(shard), format!("insight-{shard}").into());
-            let consumer = channel.basic_consume(queue, tag, consuming, FieldTable::default()).await?;
-            // One that ends because its queue is gone must be noticed: everything is declared again.
-            consumers.push(consumer.map(Some).chain(stream::once(ready(None))));
-        }
-        // The channel lives as long as it is used.
-        Ok((channel, consumers))
-    };
-    let (_channel, consumers) = match link::answered(&options, starting).await {
-        Ok(started) => started,
+    let mut ears = match Ears::open(&connection, &topology, &options).await {
+        Ok(ears) => ears,
         Err(ended) => return ended,
     };
     // What was announced while nobody listened here may have gone to another process, or nowhere.
     let _ = hints.try_send(Hint::Missed);
-    let mut messages = select_all(consumers);
-    while let Some(Some(message)) = messages.next().await {
-        match message.map(|message| wire::read_ranges(&message.data)) {
-            Ok(Ok(ranges)) => ranges.into_iter().for_each(|range| {
-                // A view that lags this far behind looks at the log within a second.
-                let _ = hints.try_send(Hint::Range(range));
-            }),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "an announcement can't be read; the log is looked at instead");
-            }
-            Err(error) => return broke(&options, &error),
+    loop {
+        let heard = ears.next().await;
+        let share = *share.borrow();
+        match ears.sorted(heard, share).await {
+            Ok(Some(message)) => match wire::read_ranges(&message.data) {
+                Ok(ranges) => ranges.into_iter().for_each(|range| {
+                    // A view that lags this far behind looks at the log within a second.
+                    let _ = hints.try_send(Hint::Range(range));
+                }),
+                Err(error) => {
+                    tracing::debug!(%error, "an announcement can't be read; the log is looked at instead");
+                }
+            },
+            Ok(None) => {}
+            Err(ended) => return ended,
         }
     }
-    Ended::Broke("a queue is gone; everything is declared again".to_owned())
 }
 
 /// Empties the queues of ranges.

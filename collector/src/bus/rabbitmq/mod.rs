@@ -30,6 +30,9 @@ mod lines;
 /// Ranges, announced and heard.
 mod fan;
 
+/// The queues they are heard from.
+mod ears;
+
 /// Messages that nobody could process.
 mod dead;
 
@@ -44,7 +47,7 @@ use tokio_util::task::TaskTracker;
 
 use super::message::{Published, Spooled, StoredRange, ValidBatch};
 use super::spool::Spool;
-use super::{Error, Hint, Share};
+use super::{Error, Hint, Share, Work};
 pub(super) use consumer::{Taken, Taking};
 pub use dead::{DeadLetter, DeadLetters};
 use link::{Link, NoConnection};
@@ -65,8 +68,9 @@ struct Shared {
     spool: Option<Spool>,
     announcing: OnceLock<mpsc::Sender<Vec<StoredRange>>>,
     taken: AtomicBool,
-    /// Which shards are this process's.
+    /// Which shards are this process's, of batches and of ranges.
     share: watch::Sender<Share>,
+    ranges_share: watch::Sender<Share>,
     /// No batch is taken in any more, here and by the writers.
     closing: CancellationToken,
     cancel: CancellationToken,
@@ -137,6 +141,7 @@ impl RabbitMq {
             announcing: OnceLock::new(),
             taken: AtomicBool::new(false),
             share: watch::Sender::new(Share::default()),
+            ranges_share: watch::Sender::new(Share::default()),
             closing: CancellationToken::new(),
             writers: TaskTracker::new(),
             others,
@@ -211,8 +216,11 @@ impl RabbitMq {
         Taking::new(deliveries, closing)
     }
 
-    pub(super) fn set_share(&self, share: Share) {
-        self.0.share.send_replace(share);
+    pub(super) fn set_share(&self, work: Work, share: Share) {
+        match work {
+            Work::Batches => self.0.share.send_replace(share),
+            Work::Ranges => self.0.ranges_share.send_replace(share),
+        };
     }
 
     pub(super) fn announce(&self, ranges: &[StoredRange]) {
@@ -238,8 +246,9 @@ impl RabbitMq {
     pub(super) fn ranges(&self) -> mpsc::Receiver<Hint> {
         let (hints, receiver) = mpsc::channel(fan::WAITING_MAX);
         let (topology, options) = (self.0.topology.clone(), self.0.options.clone());
+        let share = self.0.ranges_share.subscribe();
         self.link("insight").keep(&self.0.others, move |connection| {
-            fan::listen(hints.clone(), connection, topology.clone(), options.clone())
+            fan::listen(hints.clone(), connection, topology.clone(), options.clone(), share.clone())
         });
         receiver
     }

@@ -4,6 +4,7 @@ use std::pin::pin;
 use eventbucket_protocol::Timestamp;
 use futures_util::TryStreamExt;
 use tokio_postgres::RowStream;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -19,6 +20,12 @@ pub(super) const COUNTS: &str = "counts";
 
 /// Positions applied in one transaction: 50,000 rows are read and counted in about 50 ms.
 pub(super) const STEP_POSITIONS: u64 = 50_000;
+
+/// A rebuild's step holds a project's counts for about 100 ms and its beginning for seconds; all other projects wait while
+/// this one does. So a step waits for the first alone, and is tried again with the next look.
+const BEGIN_STEP: &str = "BEGIN; SET LOCAL lock_timeout = '150ms'";
+
+const LOCK_LIVE: &str = "SELECT generation FROM view_live WHERE view = $1 AND project = $2 FOR UPDATE";
 
 /// Rows in one answer: 100,000 of 100 B are 10 MB.
 const COUNT_ROWS_MAX: usize = 100_000;
@@ -91,8 +98,22 @@ impl Postgres {
     ) -> Result<Applied, Error> {
         self.ensure(&[project]).await?;
         let mut lease = self.0.log.lease().await?;
-        lease.begin().await?;
-        let state = lock_live(&mut lease, project).await?;
+        lease.begin_as(BEGIN_STEP).await?;
+        let lock = lease.prepared(LOCK_LIVE).await?;
+        match lease.query_opt(&lock, &[&COUNTS, &project_number(project)]).await {
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                lease.rollback().await?;
+                let ViewState { generation, applied_to } = live_state(&mut lease, project).await?;
+                return Ok(Applied {
+                    generation,
+                    from: applied_to,
+                    through: applied_to,
+                    per_name: Vec::new(),
+                });
+            }
+            locked => locked?,
+        };
+        let state = live_state(&mut lease, project).await?;
         let applied = step(&mut lease, project, state, through).await?;
         lease.commit().await?;
         Ok(applied)
@@ -177,9 +198,7 @@ pub(super) async fn live_state(lease: &mut Lease, project: ProjectId) -> Result<
 /// Locks which generation is live, and reads how far it has come. Whoever changes a project's counts begins with this, so
 /// one at a time does.
 pub(super) async fn lock_live(lease: &mut Lease, project: ProjectId) -> Result<ViewState, Error> {
-    let lock = lease
-        .prepared("SELECT generation FROM view_live WHERE view = $1 AND project = $2 FOR UPDATE")
-        .await?;
+    let lock = lease.prepared(LOCK_LIVE).await?;
     lease.query_opt(&lock, &[&COUNTS, &project_number(project)]).await?;
     live_state(lease, project).await
 }
