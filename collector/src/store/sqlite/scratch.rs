@@ -45,6 +45,8 @@ pub(crate) struct Contents {
     pub(crate) ranges: Vec<(u64, u64, Ledger)>,
     pub(crate) state: ViewState,
     pub(crate) rollup: BTreeMap<(String, i64), u64>,
+    /// Sketches of users as they are kept, by name, how many hours they cover (0 for all time) and where those begin.
+    pub(crate) users: BTreeMap<(String, i16, i64), Vec<u8>>,
 }
 
 impl Scratch {
@@ -203,7 +205,14 @@ impl Scratch {
             Ok(((row.get(0)?, row.get(1)?), row.get(2).map(uint)?))
         })?;
         let rollup = rollup.collect::<Result<_, _>>()?;
-        Ok(Contents { events: page.events, head: position, ledger, ranges, state, rollup })
+        let mut select = connection.prepare_cached(
+            "SELECT name, hours, start_ms, sketch FROM rollup_users WHERE project = ?1 AND generation = ?2",
+        )?;
+        let users = select.query_map((project.0, int(state.generation)), |row| {
+            Ok(((row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?))
+        })?;
+        let users = users.collect::<Result<_, _>>()?;
+        Ok(Contents { events: page.events, head: position, ledger, ranges, state, rollup, users })
     }
 }
 

@@ -4,6 +4,7 @@ use futures_util::FutureExt as _;
 
 use super::sending::projects;
 use super::world::{World, is_poison};
+use crate::insight::Sketch;
 use crate::project::ProjectId;
 use crate::store::{Ledger, StoredEvent};
 
@@ -18,6 +19,24 @@ fn recount(events: &[StoredEvent], through: u64) -> BTreeMap<String, u64> {
         *counts.entry(event.event.name.clone()).or_default() += 1;
     }
     counts
+}
+
+/// Sketches of the users of the first so many events, by name and how many hours from when. A sketch depends on its users
+/// alone, so however the log was cut into steps, the bytes are these.
+fn recount_users(events: &[StoredEvent], through: u64) -> BTreeMap<(String, i16, i64), Vec<u8>> {
+    const HOUR_MS: i64 = 3_600_000;
+    let mut sketches: BTreeMap<_, Sketch> = BTreeMap::new();
+    for stored in events.iter().filter(|event| event.position <= through) {
+        let Some(user) = &stored.event.user else { continue };
+        let time_ms = stored.event.time.ms();
+        for hours in [0_i16, 1, 24] {
+            let length_ms = i64::from(hours) * HOUR_MS;
+            let start_ms = if hours == 0 { 0 } else { time_ms - time_ms.rem_euclid(length_ms) };
+            let cell = (stored.event.name.clone(), hours, start_ms);
+            sketches.entry(cell).or_default().insert(user.as_bytes());
+        }
+    }
+    sketches.into_iter().map(|(cell, sketch)| (cell, sketch.to_bytes())).collect()
 }
 
 /// Whatever the counters and the rollups say they contain, they contain: at any moment.
@@ -35,6 +54,12 @@ fn counters_of(world: &World, project: ProjectId) -> Result<(), String> {
     }
     hold(rollup == found.rollup, || {
         format!("project {project}: the rollup at {:?} is {:?}, not {rollup:?}", found.state, found.rollup)
+    })?;
+    let users = recount_users(&found.events, found.state.applied_to);
+    hold(users == found.users, || {
+        let differ = |cell: &&(String, i16, i64)| users.get(*cell) != found.users.get(*cell);
+        let cells: Vec<_> = users.keys().chain(found.users.keys()).filter(differ).collect();
+        format!("project {project}: the users at {:?} differ in {cells:?}", found.state)
     })?;
     let counters = world.cache.counters(project).now_or_never().flatten();
     let Some(counters) = counters.filter(|counters| counters.epoch == world.log.epoch()) else {

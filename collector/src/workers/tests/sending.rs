@@ -223,7 +223,8 @@ fn event(number: u64, poisonous: bool) -> Event {
         id: EventId::from_text(&format!("event-{number}")),
         name: if poison { "poison".to_owned() } else { format!("name-{}", number % 4) },
         description: None,
-        user: None,
+        // Some have none, and some had one before under another name or hour.
+        user: (number % 3 > 0).then(|| format!("user-{}", number % 5)),
         time: Timestamp::from_ms(NOON_MS - hours * HOUR_MS).expect("a time"),
         stream: None,
         correlation: None,
