@@ -38,6 +38,9 @@ pub(super) struct CountArgs {
     /// How fine
     #[arg(long, value_enum, default_value_t = By::Total)]
     by: By,
+    /// Leave out how many different users there are: quicker, and for any number of names
+    #[arg(long)]
+    no_users: bool,
     /// Project, with --data [default: `default`, or the only one]
     #[arg(long, value_name = "NAME")]
     project: Option<String>,
@@ -66,7 +69,8 @@ pub(super) async fn run(args: CountArgs) -> Result<ExitCode, Failure> {
         By::Day => CountsBy::Day,
         By::Hour => CountsBy::Hour,
     };
-    let query = CountsQuery { name: args.name, from_hour: args.from, to_hour: args.to, by };
+    let query =
+        CountsQuery { name: args.name, from_hour: args.from, to_hour: args.to, by, users: !args.no_users };
     let document = source.counts(query).await?;
     if output.is_json() {
         return output.document(&document).map(|()| ExitCode::SUCCESS);
@@ -90,19 +94,20 @@ pub(super) async fn run(args: CountArgs) -> Result<ExitCode, Failure> {
     let columns: Vec<Column> = std::iter::once(Column::Text("name")).chain(start).chain(figures).collect();
     output.table(&columns, &rows)?;
     if output.is_terminal() {
-        let note = note(&document);
+        let note = note(&document, !args.no_users);
         output.line(&output.paint(Paint::Faint, &note))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn note(document: &CountsDocument) -> String {
+fn note(document: &CountsDocument, asked: bool) -> String {
     let (applied_to, position) = (grouped(document.applied_to), grouped(document.position));
     let users = match document.users {
         Some(users) => {
             let percent = 100.0 * STANDARD_ERROR;
             format!("{} users in all, estimates to {percent:.1} % (standard error)", grouped(users))
         }
+        None if !asked => "users were not asked for".to_owned(),
         None => "users are not known until `eventbucket rebuild`".to_owned(),
     };
     format!("{users}; counted through position {applied_to} of {position}")

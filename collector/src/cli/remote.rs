@@ -141,6 +141,7 @@ impl Remote {
             CountsBy::Hour => "hour",
         };
         parameters.push(("by", by.to_owned()));
+        parameters.push(("users", query.users.to_string()));
         let request = self.request(Method::GET, &["counts"], &parameters);
         self.document("count the events", self.brief(request)).await
     }

@@ -128,7 +128,7 @@ struct CountsDocument {
     counts: Vec<CountRow>,
     /// The sum over the rows.
     total: u64,
-    /// How many different users the rows have together; null when that isn't known.
+    /// How many different users the rows have together; null when that wasn't asked or isn't known.
     users: Option<u64>,
     /// The position through which at least they are counted; at rest it is `position`.
     applied_to: u64,
@@ -150,6 +150,7 @@ pub(super) async fn counts(
         to_hour: parameters.time("to")?,
         by: parameters
             .word("by", &[("total", CountsBy::Total), ("day", CountsBy::Day), ("hour", CountsBy::Hour)])?,
+        users: parameters.word("users", &[("false", false), ("true", true)])?,
     };
     parameters.finish()?;
     let counts = edge.query.counts(grant.project, query).await?;

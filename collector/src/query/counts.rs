@@ -29,8 +29,8 @@ pub struct CountRow {
 pub struct Counts {
     /// The counts, by name and hour or day.
     pub rows: Vec<CountRow>,
-    /// How many different users all rows have together: each once, so it is no sum. `None` until the counts are rebuilt
-    /// after an upgrade from a version that didn't count users.
+    /// How many different users all rows have together: each once, so it is no sum. `None` where nobody asked, and until the
+    /// counts are rebuilt after an upgrade from a version that didn't count users.
     pub users: Option<u64>,
     /// The position through which at least they are counted.
     pub applied_to: u64,
@@ -39,11 +39,11 @@ pub struct Counts {
 }
 
 impl Reader {
-    /// Counts events and their users by name, or by name and hour or day. Totals of events over all time come from the live
-    /// counters, everything else from the rollups.
+    /// Counts events, and their users if they are wanted, by name, or by name and hour or day. Totals of events over all time
+    /// come from the live counters, everything else from the rollups.
     ///
     /// # Errors
-    /// A time that isn't the beginning of an hour; a store that can't be read.
+    /// A time that isn't the beginning of an hour; an answer that would be too large; a store that can't be read.
     pub async fn counts(&self, project: ProjectId, query: CountsQuery) -> Result<Counts, Error> {
         full_hour("from", query.from_hour)?;
         full_hour("to", query.to_hour)?;
@@ -57,7 +57,7 @@ impl Reader {
         };
         // After the counts, so that no user is missing whose events are counted.
         let by = query.by;
-        let users = self.store.users(project, query).await?;
+        let users = if query.users { self.store.users(project, query).await? } else { None };
         let rows = rows.into_iter().map(|row| with_users(row, by, users.as_ref())).collect::<Vec<_>>();
         // What was applied in between has users already and no count yet.
         let total = rows.iter().map(|row| row.count).sum();

@@ -149,6 +149,7 @@ async fn a_wrong_parameter_is_named() {
             "/v1/events?name=a&name=b",
             "/v1/events?nmae=opened",
             "/v1/counts?by=week",
+            "/v1/counts?users=all",
             "/v1/counts?from=2024-03-01T12:30:00Z",
             "/v1/events/tail?after=21",
         ] {
@@ -167,6 +168,7 @@ async fn a_wrong_parameter_is_named() {
             400 invalid_query: A parameter can't be used. name: is given twice
             400 invalid_query: A parameter can't be used. nmae: is not known; this path takes order, cursor, limit, name, user, from, to
             400 invalid_query: A parameter can't be used. by: "week" is none of total, day, hour
+            400 invalid_query: A parameter can't be used. users: "all" is none of false, true
             400 invalid_query: A parameter can't be used. from: 2024-03-01T12:30:00.000Z is not the beginning of an hour, and counts are kept by hour; use 2024-03-01T12:00:00.000Z
             400 invalid_cursor: The cursor can't be used. position 21 lies beyond the end of the log (20), which may have been restored; begin again
             "#);
@@ -179,19 +181,23 @@ async fn counts_are_live_and_by_hour() {
     for form in Form::BOTH {
         let collector = with_events(form).await;
         collector.counted().await;
-        let said = collector.get("/v1/counts").await.body;
+        let said = collector.get("/v1/counts?by=total").await.body;
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(said, @r#"{"counts":[{"name":"closed","count":10,"users":null},{"name":"opened","count":10,"users":null}],"total":20,"users":null,"applied_to":20,"position":20}"#);
+        }
+        let said = collector.get("/v1/counts?users=true").await.body;
         insta::allow_duplicates! {
             insta::assert_snapshot!(said, @r#"{"counts":[{"name":"closed","count":10,"users":2},{"name":"opened","count":10,"users":2}],"total":20,"users":2,"applied_to":20,"position":20}"#);
         }
-        let said = collector.get("/v1/counts?name=opened&by=hour").await.body;
+        let said = collector.get("/v1/counts?name=opened&by=hour&users=true").await.body;
         insta::allow_duplicates! {
             insta::assert_snapshot!(said, @r#"{"counts":[{"name":"opened","hour":"2024-03-01T12:00:00.000Z","count":10,"users":2}],"total":10,"users":2,"applied_to":20,"position":20}"#);
         }
-        let said = collector.get("/v1/counts?name=opened&by=day").await.body;
+        let said = collector.get("/v1/counts?name=opened&by=day&users=true").await.body;
         insta::allow_duplicates! {
             insta::assert_snapshot!(said, @r#"{"counts":[{"name":"opened","day":"2024-03-01T00:00:00.000Z","count":10,"users":2}],"total":10,"users":2,"applied_to":20,"position":20}"#);
         }
-        assert_eq!(collector.get("/v1/counts?from=2024-03-01T13:00:00Z").await.json()["users"], 0);
+        assert_eq!(collector.get("/v1/counts?from=2024-03-01T13:00:00Z&users=true").await.json()["users"], 0);
         assert_eq!(collector.get("/v1/counts?from=2024-03-01T13:00:00Z").await.json()["total"], 0);
         assert_eq!(collector.get("/v1/counts?from=2024-03-01T12:00:00Z").await.json()["total"], 20);
         assert_eq!(collector.get("/v1/counts?name=nothing").await.json()["total"], 0);

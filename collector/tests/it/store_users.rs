@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use eventbucket_collector::cache::Cache;
 use eventbucket_collector::insight::STANDARD_ERROR;
 use eventbucket_collector::project::ProjectId;
+use eventbucket_collector::query::Reader;
 use eventbucket_collector::query::audit::audit;
 use eventbucket_collector::store::{CountsBy, CountsQuery, Store, UserCounts};
 use eventbucket_protocol::{Event, Timestamp};
@@ -89,7 +91,13 @@ async fn users_count_once_over_any_span_of_hours() {
             let name =
                 ["a", "b", "ünï", "nobody"].get(random.below(8) as usize).map(|name| (*name).to_owned());
             let by = [CountsBy::Total, CountsBy::Day, CountsBy::Hour][i % 3];
-            let query = CountsQuery { name, from_hour: bound(&mut random), to_hour: bound(&mut random), by };
+            let query = CountsQuery {
+                name,
+                from_hour: bound(&mut random),
+                to_hour: bound(&mut random),
+                by,
+                users: true,
+            };
             assert_eq!(users(&store, shop, &query).await, recount(&all, &query), "{query:?}");
             // Every row of users is a row of counts.
             let counts = store.counts(shop, query.clone()).await.unwrap();
@@ -143,6 +151,32 @@ async fn many_users_are_estimated_within_the_error_and_the_same_on_every_store()
         estimates.push((total, days));
     }
     assert_eq!(estimates[0], estimates[1]);
+}
+
+#[tokio::test]
+async fn sketches_are_read_when_users_are_asked_for_and_never_more_than_can_be_merged() {
+    const NAMES: usize = 20_001;
+    for (_place, store) in Place::both().await {
+        let shop = project(&store, "shop").await.project.id;
+        let of =
+            |i: usize| Event { user: Some("ada".into()), ..event(&format!("x{i}"), &format!("name-{i}")) };
+        for from in (0..NAMES).step_by(2_000) {
+            let some = (from..NAMES.min(from + 2_000)).map(of).collect();
+            store.append(vec![batch(shop, some)]).await.unwrap();
+        }
+        count_all(&store, shop).await;
+        let reader = Reader::new(store, Cache::memory());
+        let counts = async |name: Option<&str>, users| {
+            let query = CountsQuery { name: name.map(str::to_owned), users, ..CountsQuery::default() };
+            reader.counts(shop, query).await
+        };
+        let without = counts(None, false).await.unwrap();
+        assert_eq!((without.rows.len(), without.rows[0].users, without.users), (NAMES, None, None));
+        let refused = counts(None, true).await.unwrap_err().to_string();
+        assert!(refused.contains("more than 20000 rows; ask for a name"), "{refused}");
+        let one = counts(Some("name-7"), true).await.unwrap();
+        assert_eq!((one.rows.len(), one.rows[0].users, one.users), (1, Some(1), Some(1)));
+    }
 }
 
 #[tokio::test]

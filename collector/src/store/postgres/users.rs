@@ -9,7 +9,7 @@ use super::pool::Lease;
 use super::{Postgres, int, project_number};
 use crate::insight::{Cell, Sketch, Tally};
 use crate::project::ProjectId;
-use crate::store::views::{UserMerge, piece_bounds, read_sketch};
+use crate::store::views::{SKETCHES_MAX, UserMerge, piece_bounds, read_sketch};
 use crate::store::{CountsQuery, Error, UserCounts};
 
 /// Cells read and written by one statement: at most 3 MiB of sketches each way.
@@ -47,11 +47,14 @@ async fn read(
     let generation: i64 = live.try_get(0)?;
     let only = if query.name.is_some() { "name = $6" } else { "$6::text IS NULL" };
     let sql = format!(
-        "SELECT name, start_ms, sketch
-         FROM unnest($3::int2[], $4::int8[], $5::int8[]) AS piece (hours, low, high)
-         JOIN rollup_users AS cell ON cell.hours = piece.hours AND start_ms >= low AND start_ms < high
-         WHERE project = $1 AND generation = $2 AND {only}
-         ORDER BY name, start_ms"
+        "SELECT name, start_ms, sketch FROM (
+             SELECT name, start_ms, sketch
+             FROM unnest($3::int2[], $4::int8[], $5::int8[]) AS piece (hours, low, high)
+             JOIN rollup_users AS cell ON cell.hours = piece.hours AND start_ms >= low AND start_ms < high
+             WHERE project = $1 AND generation = $2 AND {only}
+             LIMIT {}
+         ) AS some ORDER BY name, start_ms",
+        SKETCHES_MAX + 1
     );
     let select = lease.prepared(&sql).await?;
     let (hours, low, high) = piece_bounds(query);

@@ -4,7 +4,7 @@ use super::counts::COUNTS;
 use super::{Sqlite, int};
 use crate::insight::Tally;
 use crate::project::ProjectId;
-use crate::store::views::{PIECES_MAX, UserMerge, piece_bounds, read_sketch};
+use crate::store::views::{PIECES_MAX, SKETCHES_MAX, UserMerge, piece_bounds, read_sketch};
 use crate::store::{CountsQuery, Error, UserCounts};
 
 impl Sqlite {
@@ -62,10 +62,13 @@ fn users(
     let only = if query.name.is_some() { "name = ?3" } else { "?3 IS NULL" };
     let mut select = snapshot.prepare_cached(&format!(
         "WITH piece (hours, low, high) AS (VALUES (?4, ?5, ?6), (?7, ?8, ?9), (?10, ?11, ?12))
-         SELECT name, start_ms, sketch FROM piece CROSS JOIN rollup_users
-         WHERE project = ?1 AND generation = ?2 AND rollup_users.hours = piece.hours
-           AND start_ms >= low AND start_ms < high AND {only}
-         ORDER BY name, start_ms"
+         SELECT name, start_ms, sketch FROM (
+             SELECT name, start_ms, sketch FROM piece CROSS JOIN rollup_users
+             WHERE project = ?1 AND generation = ?2 AND rollup_users.hours = piece.hours
+               AND start_ms >= low AND start_ms < high AND {only}
+             LIMIT {}
+         ) ORDER BY name, start_ms",
+        SKETCHES_MAX + 1
     ))?;
     select.raw_bind_parameter(1, project.0)?;
     select.raw_bind_parameter(2, generation)?;
