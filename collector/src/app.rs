@@ -4,7 +4,6 @@
 /// Why it couldn't start.
 mod error;
 
-use std::future::pending;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -338,15 +337,14 @@ impl Running {
         self.first_start.take()
     }
 
-    /// Waits until a stage ends that shouldn't, and names it. Cancel-safe: it only looks.
+    /// Waits until a task ends that shouldn't, and names its stage. Cancel-safe: it only looks.
     pub async fn broken(&self) -> &'static str {
-        // A stage that this process has no role for has no tasks, and ends nothing.
-        let ended =
-            async |stage: &Stage| if stage.is_empty() { pending().await } else { stage.ended().await };
         tokio::select! {
-            () = ended(&self.edge) => "edge",
-            () = ended(&self.storage) => "storage",
-            () = ended(&self.insight) => "insight",
+            () = self.edge.any_ended() => "edge",
+            () = self.storage.any_ended() => "storage",
+            () = self.insight.any_ended() => "insight",
+            () = self.registry.any_ended() => "registry",
+            () = self.foundation.bus.broken() => "bus",
         }
     }
 

@@ -62,6 +62,7 @@ pub struct Stage {
     name: &'static str,
     tasks: TaskTracker,
     cancel: CancellationToken,
+    any_ended: CancellationToken,
 }
 
 /// How a stage ended.
@@ -77,7 +78,8 @@ impl Stage {
     /// Makes a stage whose tasks are cancelled with `parent` at the latest.
     #[must_use]
     pub fn new(name: &'static str, parent: &CancellationToken) -> Self {
-        Self { name, tasks: TaskTracker::new(), cancel: parent.child_token() }
+        let (tasks, any_ended) = (TaskTracker::new(), CancellationToken::new());
+        Self { name, tasks, cancel: parent.child_token(), any_ended }
     }
 
     /// Returns the token that tells the stage's tasks to end at once.
@@ -88,23 +90,22 @@ impl Stage {
 
     /// Starts a task of the stage.
     pub fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) {
-        self.tasks.spawn(task);
+        // Let go of by a panic, too.
+        let ended = self.any_ended.clone().drop_guard();
+        self.tasks.spawn(async move {
+            let _ended = ended;
+            task.await
+        });
     }
 
-    /// Says whether the stage has nothing to do.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.tasks.is_empty()
+    /// Waits until one of the stage's tasks has ended, for a stage that should be running; for ever when it has none.
+    pub async fn any_ended(&self) {
+        self.any_ended.cancelled().await;
     }
 
     /// Tells the stage's tasks to end at once, and waits for it.
     pub async fn cancel(&self) {
         self.cancel.cancel();
-        self.ended().await;
-    }
-
-    /// Says whether all tasks have ended, for a stage that should be running.
-    pub async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
@@ -127,6 +128,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use futures_util::FutureExt as _;
     use rustix::process::{Signal as Sent, getpid, kill_process};
 
     use super::*;
@@ -158,6 +160,26 @@ mod tests {
         assert_eq!(stage.finish(DEADLINE).await, Ended::Finished);
         assert!(done.load(Ordering::SeqCst));
         assert!(!stage.token().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_noticed_though_others_of_its_stage_go_on() {
+        let root = CancellationToken::new();
+        let (stage, idle) = (Stage::new("broken", &root), Stage::new("idle", &root));
+        let (token, die) = (stage.token(), CancellationToken::new());
+        stage.spawn(async move { token.cancelled().await });
+        stage.spawn({
+            let die = die.clone();
+            async move {
+                die.cancelled().await;
+                panic!("on purpose");
+            }
+        });
+        assert!(stage.any_ended().now_or_never().is_none());
+        die.cancel();
+        tokio::time::timeout(DEADLINE, stage.any_ended()).await.unwrap();
+        assert!(idle.any_ended().now_or_never().is_none(), "it has nothing to do");
+        stage.cancel().await;
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ mod share;
 /// How soon there is room again.
 mod rate;
 
+use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -339,6 +340,15 @@ impl Bus {
         match &self.0 {
             Backend::InProcess(_) => Ok(()),
             Backend::RabbitMq(bus) => bus.serving(),
+        }
+    }
+
+    /// Waits until something of the bus in this process ends by itself that shouldn't: then it has to be started again.
+    /// Cancel-safe: it only looks.
+    pub async fn broken(&self) {
+        match &self.0 {
+            Backend::InProcess(_) => pending().await,
+            Backend::RabbitMq(bus) => bus.broken().await,
         }
     }
 

@@ -199,6 +199,8 @@ pub(super) struct Link {
     pub(super) cancel: CancellationToken,
     /// A connection that stands already.
     pub(super) first: Option<Connection>,
+    /// Cancelled when the task that keeps it panics.
+    pub(super) failed: CancellationToken,
     /// Who hears when the broker comes and goes, after everybody who asks would.
     pub(super) told: Told,
 }
@@ -218,7 +220,12 @@ impl Link {
             None => State::Down { reason: "not connected yet".to_owned(), next_try: Instant::now() },
         };
         let standing = Standing(Arc::new(Mutex::new(state)));
-        tasks.spawn(self.run(standing.clone(), serve));
+        let (failed, running) = (self.failed.clone().drop_guard(), self.run(standing.clone(), serve));
+        tasks.spawn(async move {
+            running.await;
+            // There was nothing left to do.
+            failed.disarm();
+        });
         standing
     }
 
@@ -227,7 +234,7 @@ impl Link {
         F: FnMut(Arc<Connection>) -> Serving + Send + 'static,
         Serving: Future<Output = Ended> + Send + 'static,
     {
-        let Self { options, purpose, cancel, mut first, told } = self;
+        let Self { options, purpose, cancel, mut first, told, .. } = self;
         let (mut pause, longest) = PAUSE;
         loop {
             // A try that is cut short leaves a connection that ends by itself.
@@ -283,5 +290,52 @@ async fn first_or_new(
     match first.take() {
         Some(first) => Ok(first),
         None => connect(options, purpose).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::config::ServerUrl;
+
+    /// Far more than any of this takes, far less than anybody waits.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    async fn link(prefix: &str) -> Link {
+        let url = tokio::task::spawn_blocking(eventbucket_servers::shared::rabbitmq).await.unwrap();
+        let url = ServerUrl::parse(&url, &["amqp"]).unwrap();
+        let options = RabbitOptions { prefix: prefix.to_owned(), shards: 1, ..RabbitOptions::new(url) };
+        let (cancel, failed) = (CancellationToken::new(), CancellationToken::new());
+        Link { options, purpose: "test", cancel, first: None, failed, told: Box::new(|_| {}) }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_fails_at_once_is_made_less_and_less_often() {
+        let (link, tasks) = (link("link_pauses").await, TaskTracker::new());
+        let (cancel, failed) = (link.cancel.clone(), link.failed.clone());
+        let (served, mut times) = mpsc::unbounded_channel();
+        link.keep(&tasks, move |_| {
+            served.send(Instant::now()).unwrap();
+            async { Ended::Broke("on purpose".to_owned()) }
+        });
+        let mut at = Vec::new();
+        while at.len() < 5 {
+            at.push(tokio::time::timeout(DEADLINE, times.recv()).await.unwrap().unwrap());
+        }
+        assert!(at[4] - at[3] >= Duration::from_millis(800), "{at:?}");
+        cancel.cancel();
+        tasks.close();
+        tokio::time::timeout(DEADLINE, tasks.wait()).await.unwrap();
+        assert!(!failed.is_cancelled(), "it was told to end");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_noticed() {
+        let (link, tasks) = (link("link_panics").await, TaskTracker::new());
+        let failed = link.failed.clone();
+        link.keep(&tasks, |_| async { panic!("on purpose") });
+        tokio::time::timeout(DEADLINE, failed.cancelled()).await.unwrap();
     }
 }

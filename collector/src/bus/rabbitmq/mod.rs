@@ -36,6 +36,7 @@ mod ears;
 /// Messages that nobody could process.
 mod dead;
 
+use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -77,12 +78,38 @@ struct Shared {
     /// Those of the writers end by themselves after `closing`.
     writers: TaskTracker,
     others: TaskTracker,
+    /// Cancelled when a task ends that shouldn't.
+    failed: CancellationToken,
     _tasks: DropGuard,
 }
 
 /// How long acknowledging what is stored may take at the end, and closing the spool. What isn't acknowledged comes again and
 /// is a duplicate; what is in the spool is there in any case.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Starts what empties a spool and fills it with what dead processes left, noticed when any of it ends.
+fn attend(
+    spool: &Spool,
+    sender: &Sender,
+    tasks: &TaskTracker,
+    cancel: &CancellationToken,
+    failed: &CancellationToken,
+) {
+    let reading = Arc::new(Semaphore::new(drain::READING_MAX));
+    let drain = |shard| {
+        let (spool, sender, reading) = (spool.clone(), sender.clone(), Arc::clone(&reading));
+        async move { drain::drain(spool, sender, shard, &reading).await }.boxed()
+    };
+    let drains = (0..sender.topology.shards).map(drain);
+    for keeping in drains.chain([spool.clone().look().boxed()]) {
+        let (cancel, failed) = (cancel.clone(), failed.clone().drop_guard());
+        tasks.spawn(async move {
+            if cancel.run_until_cancelled_owned(keeping).await.is_none() {
+                failed.disarm();
+            }
+        });
+    }
+}
 
 impl RabbitMq {
     /// Connects and declares everything. With a spool it can begin while the broker is away.
@@ -105,7 +132,8 @@ impl RabbitMq {
             }
             Err(why) => return Err(why.error()),
         };
-        let (cancel, others) = (CancellationToken::new(), TaskTracker::new());
+        let (cancel, failed) = (CancellationToken::new(), CancellationToken::new());
+        let others = TaskTracker::new();
         let outbox = Arc::new(Outbox::new(topology.shards));
         let told: link::Told = Box::new({
             let outbox = Arc::clone(&outbox);
@@ -114,7 +142,14 @@ impl RabbitMq {
                 Err(error) => outbox.fail_all(&error),
             }
         });
-        let link = Link { options: options.clone(), purpose: "publish", cancel: cancel.clone(), first, told };
+        let link = Link {
+            options: options.clone(),
+            purpose: "publish",
+            cancel: cancel.clone(),
+            first,
+            failed: failed.clone(),
+            told,
+        };
         let publishing = link.keep(&others, {
             let (outbox, topology, options) = (Arc::clone(&outbox), topology.clone(), options.clone());
             move |connection| {
@@ -123,15 +158,7 @@ impl RabbitMq {
         });
         let sender = Sender { outbox, topology: topology.clone(), options: options.clone(), publishing };
         if let Some(spool) = &spool {
-            let reading = Arc::new(Semaphore::new(drain::READING_MAX));
-            let drain = |shard| {
-                let (spool, sender, reading) = (spool.clone(), sender.clone(), Arc::clone(&reading));
-                async move { drain::drain(spool, sender, shard, &reading).await }.boxed()
-            };
-            let drains = (0..topology.shards).map(drain);
-            for keeping in drains.chain([spool.clone().look().boxed()]) {
-                others.spawn(cancel.clone().run_until_cancelled_owned(keeping));
-            }
+            attend(spool, &sender, &others, &cancel, &failed);
         }
         Ok(Self(Arc::new(Shared {
             options,
@@ -145,21 +172,51 @@ impl RabbitMq {
             closing: CancellationToken::new(),
             writers: TaskTracker::new(),
             others,
+            failed,
             _tasks: cancel.clone().drop_guard(),
             cancel,
         })))
     }
 
     fn link(&self, purpose: &'static str) -> Link {
-        let told = Box::new(|_| {});
-        Link { options: self.0.options.clone(), purpose, cancel: self.0.cancel.clone(), first: None, told }
+        Link {
+            options: self.0.options.clone(),
+            purpose,
+            cancel: self.0.cancel.clone(),
+            first: None,
+            failed: self.0.failed.clone(),
+            told: Box::new(|_| {}),
+        }
     }
 
     /// With a spool batches are taken also while the broker is away.
     pub(super) fn serving(&self) -> Result<(), Error> {
+        if self.0.failed.is_cancelled() {
+            return Err(publisher::unavailable(
+                "a task of the bus ended by itself; the collector has to be started again",
+            ));
+        }
+        if let Some(spool) = &self.0.spool {
+            spool.check_alive()?;
+        }
         match (self.0.sender.serving(), &self.0.spool) {
             (Err(_), Some(spool)) => spool.serving(),
             (serving, _) => serving,
+        }
+    }
+
+    /// Waits until something ends by itself that shouldn't. Cancel-safe.
+    pub(super) async fn broken(&self) {
+        let spool = async {
+            match &self.0.spool {
+                Some(spool) => spool.ended().await,
+                None => pending().await,
+            }
+        };
+        // Both are cancel-safe: tokens.
+        tokio::select! {
+            () = self.0.failed.cancelled() => {}
+            () = spool => {}
         }
     }
 

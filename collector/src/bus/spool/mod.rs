@@ -147,8 +147,19 @@ impl Spool {
         self.board.lock().kept
     }
 
+    /// Says whether the thread is there that owns the files.
+    pub(super) fn check_alive(&self) -> Result<(), Error> {
+        if self.ended.is_cancelled() { Err(dead()) } else { Ok(()) }
+    }
+
+    /// Waits until the thread has ended. Cancel-safe.
+    pub(super) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
     /// Says whether a batch that comes now would be kept.
     pub(super) fn serving(&self) -> Result<(), Error> {
+        self.check_alive()?;
         let state = self.board.lock();
         match &state.trouble {
             Some(reason) => Err(failed(Arc::clone(reason), FAILED_RETRY_AFTER)),
@@ -169,12 +180,11 @@ impl Spool {
         let bytes_max = self.options.bytes_max / if broker_is_there { 2 } else { 1 };
         self.admit(message.bytes.len() as u64, shard, bytes_max)?;
         let (answer, kept) = oneshot::channel();
-        // The thread ends only with the collector.
-        self.orders.send(Order::Keep { shard, message, answer }).map_err(|_| Error::Closed)?;
+        self.orders.send(Order::Keep { shard, message, answer }).map_err(|_| dead())?;
         match kept.await {
             Ok(Ok(())) => Ok(Published { verdicts: vec![Verdict::Accepted; batch.events.len()] }),
             Ok(Err(trouble)) => Err(self.refusal(&trouble)),
-            Err(_) => Err(Error::Closed),
+            Err(_) => Err(dead()),
         }
     }
 
@@ -266,7 +276,7 @@ impl Spool {
         }
         // One that has ended already is closed.
         let _ = self.orders.send(Order::End);
-        self.ended.cancelled().await;
+        self.ended().await;
     }
 }
 
@@ -276,6 +286,11 @@ fn open_files(folder: PathBuf, board: Arc<Board>, shard_of: ShardOf) -> Result<D
     folder::check_after(&folder)?;
     disk::report(&folder, &files, found, &mut 0);
     Disk::open(folder, board, shard_of, files).map_err(|error| error.to_string())
+}
+
+/// The thread ends with the collector; before that only by a fault of its own.
+fn dead() -> Error {
+    failed("the spool's thread has ended; the collector has to be started again".into(), FAILED_RETRY_AFTER)
 }
 
 fn full(retry_after: Duration) -> Error {
@@ -289,4 +304,49 @@ fn failed(reason: Arc<str>, retry_after: Duration) -> Error {
 /// When a batch was kept, of what its file says.
 fn time(kept_ms: i64) -> Option<Timestamp> {
     Timestamp::from_ms(kept_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use eventbucket_protocol::BatchId;
+
+    use super::*;
+
+    /// Far more than any of this takes, far less than anybody waits.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn batch() -> ValidBatch {
+        ValidBatch {
+            project: ProjectId(7),
+            batch: BatchId::from_text("b"),
+            received: Timestamp::from_ms(1_700_000_000_001).unwrap(),
+            skew_ms: None,
+            events: Vec::new(),
+            undated: Vec::new(),
+            refused: Vec::new(),
+            part: 0,
+            parts: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_dies_is_noticed_by_whoever_asks_and_whoever_waits() {
+        // The folder of temporary files may be in memory.
+        let program = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let options = SpoolOptions { folder: folder.path().to_owned(), bytes_max: 1 << 30 };
+        let dying = Spool::open(options.clone(), Arc::new(|_| panic!("on purpose"))).await.unwrap();
+        dying.keep(&batch(), 0, false).await.unwrap();
+        dying.serving().unwrap();
+        // It looks at whose the file is that another process left.
+        let other = Spool::open(options, Arc::new(|_| 0)).await.unwrap();
+        other.keep(&batch(), 0, false).await.unwrap();
+        other.end().await;
+        let looking = tokio::spawn(dying.clone().look());
+        tokio::time::timeout(DEADLINE, dying.ended()).await.unwrap();
+        assert_eq!(dying.serving().unwrap_err().status(), 503);
+        let refused = dying.keep(&batch(), 0, false).await.unwrap_err();
+        assert!(matches!(refused, Error::Unavailable { .. }), "{refused}");
+        looking.abort();
+    }
 }
