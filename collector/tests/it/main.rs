@@ -35,6 +35,7 @@ mod query_manage;
 mod query_tail;
 mod rolling;
 mod serve_backends;
+mod serve_broker;
 mod serve_limits;
 mod serve_server_tls;
 mod serve_spool;
