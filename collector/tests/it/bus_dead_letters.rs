@@ -52,6 +52,33 @@ async fn what_cannot_be_read_goes_to_the_dead_letters_and_the_rest_passes() {
     assert_eq!(direct.accepted().await, 0);
 }
 
+/// How many connections for burying the broker's log tells of in a virtual host.
+fn burying_connections(host: &str) -> usize {
+    let of_host = format!("granted access to vhost '{host}'");
+    let log = shared().log().unwrap();
+    log.lines().filter(|line| line.contains("eventbucket bury") && line.contains(&of_host)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_buried_goes_over_one_connection_and_over_another_when_that_is_lost() {
+    const HOST: &str = "buried";
+    let address = tokio::task::spawn_blocking(|| shared().vhost(HOST).unwrap()).await.unwrap();
+    let options = RabbitOptions { url: url(&address), ..options(shared()) };
+    let bus = bus(&options).await;
+    for number in 0..5 {
+        soon("it is buried", bus.bury(&numbered(1, number), "on purpose")).await.unwrap();
+    }
+    until("the log tells of it", || async { burying_connections(HOST) == 1 }).await;
+    let close = ["close_all_connections", "--vhost", HOST, "on purpose"];
+    tokio::task::spawn_blocking(move || shared().control(&close).unwrap()).await.unwrap();
+    until("it is buried", || async { bus.bury(&numbered(1, 5), "on purpose").await.is_ok() }).await;
+    until("the log tells of it", || async { burying_connections(HOST) >= 2 }).await;
+    let held = letters(&bus).await;
+    let batches: Vec<_> = held.list().iter().map(|letter| letter.batches[0].batch).collect();
+    assert_eq!(batches[..6], std::array::from_fn::<_, 6, _>(|number| numbered(1, number).batch));
+    held.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_waits_at_its_source_while_there_is_no_queue_for_it() {
     let options = options(shared());

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dead;
 use super::lines::Lines;
-use super::link::{self, Ended};
+use super::link::Ended;
 use super::options::RabbitOptions;
 use super::topology::Topology;
 use crate::bus::{self, Delivery, Share, wire};
@@ -119,7 +119,7 @@ impl Source {
         let taken = self.take_all(&mut lines, connection, options, closing).await;
         self.next_channel = lines.next_number();
         match taken {
-            Ok(()) => self.finish(lines, options).await,
+            Ok(()) => self.finish(lines).await,
             Err(ended) => ended,
         }
     }
@@ -158,7 +158,7 @@ impl Source {
 
     /// Takes nothing more, waits until everything that was taken is answered, and has the broker know of it. Until then the
     /// shards are nobody else's, so that their order is kept; what comes meanwhile goes back.
-    async fn finish(&mut self, mut lines: Lines<'_>, options: &RabbitOptions) -> Ended {
+    async fn finish(&mut self, mut lines: Lines<'_>) -> Ended {
         loop {
             // Both are cancel-safe: a channel keeps what it has, and the count is looked at again.
             tokio::select! {
@@ -177,7 +177,7 @@ impl Source {
         }
         match lines.close().await {
             Ok(()) => Ended::Done,
-            Err(error) => Ended::Broke(link::words(options, &error)),
+            Err(ended) => ended,
         }
     }
 

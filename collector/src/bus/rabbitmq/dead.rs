@@ -7,6 +7,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Mutex;
 
 use super::options::RabbitOptions;
 use super::publisher::{self, properties, unavailable};
@@ -164,17 +165,52 @@ pub(super) fn messages(batch: &ValidBatch) -> Vec<Vec<u8>> {
     wire::encode_batch(batch).iter().map(|part| wire::message([&part[..]].into_iter())).collect()
 }
 
-/// Puts messages that nobody can process to the dead letters, with the reason.
-pub(super) async fn bury(
-    connection: &Connection,
+/// The way to the dead letters: one connection, made for the first and kept for the next, since a project that is gone sends
+/// its whole backlog there.
+pub(super) struct DeadLetterBox {
+    options: RabbitOptions,
+    topology: Topology,
+    kept: Mutex<Option<(Connection, Channel)>>,
+}
+
+impl DeadLetterBox {
+    pub(super) fn new(options: &RabbitOptions) -> Self {
+        Self { options: options.clone(), topology: Topology::new(options), kept: Mutex::default() }
+    }
+
+    /// Puts messages that nobody can process to the dead letters, with the reason.
+    pub(super) async fn bury(&self, messages: &[Vec<u8>], reason: &str) -> Result<(), Error> {
+        let mut kept = self.kept.lock().await;
+        let stands = |(connection, channel): &(Connection, Channel)| {
+            connection.status().connected() && channel.status().connected()
+        };
+        let way = match kept.take().filter(stands) {
+            Some(way) => way,
+            None => self.open().await?,
+        };
+        // One that failed isn't used again.
+        put(&way.1, &self.topology, &self.options, messages, reason).await?;
+        *kept = Some(way);
+        Ok(())
+    }
+
+    async fn open(&self) -> Result<(Connection, Channel), Error> {
+        let connection = link::connect(&self.options, "bury").await.map_err(|why| why.error())?;
+        let told = |error: lapin::Error| unavailable(&link::words(&self.options, &error));
+        let channel = connection.create_channel().await.map_err(told)?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(told)?;
+        Ok((connection, channel))
+    }
+}
+
+async fn put(
+    channel: &Channel,
     topology: &Topology,
     options: &RabbitOptions,
     messages: &[Vec<u8>],
     reason: &str,
 ) -> Result<(), Error> {
     let told = |error: lapin::Error| unavailable(&link::words(options, &error));
-    let channel = connection.create_channel().await.map_err(told)?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(told)?;
     let mut headers = FieldTable::default();
     headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
     let now = Timestamp::from_system(std::time::SystemTime::now());

@@ -98,7 +98,7 @@ async fn send(sender: &Sender, items: Vec<Item>, confirmed: &mut usize) -> Resul
         match item {
             Item::Unreadable(Unreadable { message, reason }) => {
                 tracing::error!(reason, "a batch in the spool can't be read and goes to the dead letters");
-                sender.bury(&message, &reason).await?;
+                sender.dead.bury(&[message], &reason).await?;
                 *confirmed += 1;
             }
             Item::Part(shard, part) => {

@@ -19,7 +19,17 @@ use crate::bus::Share;
 
 /// Messages of one shard that a writer holds: two transactions of 2,000 events in batches of 500, so that the next is
 /// there when one commits. 8 of them, of 137 KiB each, in 4 shards take 4 MiB; of the largest, 32 MiB.
-const PREFETCH: u16 = 8;
+const PREFETCH_MAX: u16 = 8;
+
+/// Messages of all its shards that a writer holds: 64 MiB of the largest. The broker counts messages only, so with many shards
+/// it is fewer of each, down to one: 128 MiB for 128 shards, as two writers have of the 256 there may be.
+const HELD_MAX: u16 = 64;
+
+/// Messages that a writer holds of each of its shards.
+fn prefetch(shards: usize) -> u16 {
+    let each = u16::try_from(usize::from(HELD_MAX) / shards.max(1)).unwrap_or(PREFETCH_MAX);
+    each.clamp(1, PREFETCH_MAX)
+}
 
 /// The pause before a shard that came back is handed over again, from 5 s doubling to 80 s: whoever should have it isn't
 /// taking yet. A handover spends one of the 100 deliveries of the up to 8 messages that are on their way; in the pause they
@@ -34,6 +44,7 @@ pub(super) struct Lines<'a> {
     connection: &'a Connection,
     topology: &'a Topology,
     options: &'a RabbitOptions,
+    prefetch: u16,
     open: BTreeMap<u64, Line>,
     messages: SelectAll<BoxStream<'static, Brought>>,
     next_number: u64,
@@ -69,6 +80,7 @@ impl<'a> Lines<'a> {
             connection,
             topology,
             options,
+            prefetch: prefetch(shards.len()),
             open: BTreeMap::new(),
             messages: SelectAll::new(),
             next_number: first_number,
@@ -89,7 +101,7 @@ impl<'a> Lines<'a> {
         let queue = self.topology.accepted_queue(shard);
         let opening = async {
             let channel = self.connection.create_channel().await?;
-            channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+            channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
             let (tag, options) = (format!("storage-{shard}").into(), BasicConsumeOptions::default());
             let consumer = channel.basic_consume(queue, tag, options, FieldTable::default()).await?;
             Ok((channel, consumer))
@@ -179,10 +191,11 @@ impl<'a> Lines<'a> {
         self.open.values().filter_map(|line| line.held.values().next().copied()).min()
     }
 
-    /// Closes every channel: what isn't acknowledged goes back, in order.
-    pub(super) async fn close(self) -> lapin::Result<()> {
+    /// Closes every channel: what isn't acknowledged goes back, in order. It ends at the first that isn't answered: ending the
+    /// connection gives back the rest.
+    pub(super) async fn close(self) -> Result<(), Ended> {
         for line in self.open.into_values() {
-            line.channel.close(200, "done".into()).await?;
+            link::answered(self.options, line.channel.close(200, "done".into())).await?;
         }
         Ok(())
     }
@@ -190,4 +203,17 @@ impl<'a> Lines<'a> {
 
 fn broke(options: &RabbitOptions, error: &lapin::Error) -> Ended {
     Ended::Broke(link::words(options, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_holds_no_more_with_more_shards() {
+        let held = |shards: usize| shards * usize::from(prefetch(shards));
+        assert_eq!([1, 4, 8].map(held), [8, 32, 64]);
+        assert!((8..=64).all(|shards| (33..=64).contains(&held(shards))));
+        assert_eq!(prefetch(128), 1, "one of each is the least");
+    }
 }

@@ -156,7 +156,9 @@ impl RabbitMq {
                 publisher::serve(Arc::clone(&outbox), connection, topology.clone(), options.clone())
             }
         });
-        let sender = Sender { outbox, topology: topology.clone(), options: options.clone(), publishing };
+        let dead = Arc::new(dead::DeadLetterBox::new(&options));
+        let sender =
+            Sender { outbox, topology: topology.clone(), options: options.clone(), publishing, dead };
         if let Some(spool) = &spool {
             attend(spool, &sender, &others, &cancel, &failed);
         }
@@ -337,11 +339,7 @@ impl RabbitMq {
     }
 
     pub(super) async fn bury(&self, batch: &ValidBatch, reason: &str) -> Result<(), Error> {
-        let connection = link::connect(&self.0.options, "bury").await.map_err(|why| why.error())?;
-        let messages = dead::messages(batch);
-        let buried = dead::bury(&connection, &self.0.topology, &self.0.options, &messages, reason).await;
-        link::close(&connection).await;
-        buried
+        self.0.sender.dead.bury(&dead::messages(batch), reason).await
     }
 
     pub(super) async fn dead_letters(&self) -> Result<DeadLetters, Error> {

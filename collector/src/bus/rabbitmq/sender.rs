@@ -3,8 +3,8 @@ use std::sync::Arc;
 use eventbucket_protocol::Verdict;
 use futures_util::future::join_all;
 
-use super::dead;
-use super::link::{self, Standing};
+use super::dead::DeadLetterBox;
+use super::link::Standing;
 use super::options::RabbitOptions;
 use super::outbox::{Outbox, Parcel};
 use super::publisher;
@@ -19,6 +19,7 @@ pub(super) struct Sender {
     pub(super) topology: Topology,
     pub(super) options: RabbitOptions,
     pub(super) publishing: Standing,
+    pub(super) dead: Arc<DeadLetterBox>,
 }
 
 impl Sender {
@@ -62,14 +63,5 @@ impl Sender {
     fn lost(&self) -> Error {
         let lost = || publisher::unavailable("the connection to RabbitMQ was lost");
         self.serving().err().unwrap_or_else(lost)
-    }
-
-    /// Puts a message to the dead letters as it is.
-    pub(super) async fn bury(&self, message: &[u8], reason: &str) -> Result<(), Error> {
-        let connection = link::connect(&self.options, "bury").await.map_err(|why| why.error())?;
-        let messages = [message.to_vec()];
-        let buried = dead::bury(&connection, &self.topology, &self.options, &messages, reason).await;
-        link::close(&connection).await;
-        buried
     }
 }
