@@ -8,12 +8,23 @@ use super::redis::RedisLock;
 ///
 /// A lock with an expiry can't keep a process that was paused from going on after another has taken over. So whatever
 /// the job writes is to be written only if the store has seen no higher [`token`](Self::token) for that name, and the
-/// token is to be kept there in the same transaction.
+/// token is to be kept there in the same transaction, as [`crate::store::Store::drop_before_as`] does.
 pub struct LockGuard {
     pub(super) holder: Holder,
     pub(super) token: u64,
     pub(super) ttl: Duration,
     pub(super) until: Instant,
+}
+
+/// Why a lock couldn't be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotLocked {
+    /// Somebody holds it.
+    #[error("another process is at it")]
+    Held,
+    /// Redis is away or refuses, so nobody knows whether somebody does.
+    #[error("redis doesn't answer")]
+    Unknown,
 }
 
 pub(super) enum Holder {

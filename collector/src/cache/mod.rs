@@ -43,7 +43,7 @@ pub use counters::{Away, COUNTER_NAMES_MAX, Counters, CountersState};
 pub use error::Error;
 pub use keys::{Asked, Recalled};
 pub use limits::{Bound, Left, Limits, Quota, RateLimit, Taken, Used};
-pub use lock::LockGuard;
+pub use lock::{LockGuard, NotLocked};
 pub use node::{HEARTBEAT_PERIOD, NODE_TTL, Node};
 pub use redis::RedisOptions;
 pub use tail::{TAIL_BYTES_MAX, Tail, TailReceiver};
@@ -250,9 +250,12 @@ impl Cache {
 /// Who does what.
 impl Cache {
     /// Takes a lock, if nobody holds it. `ttl` is how long a holder that dies holds up the others.
-    pub async fn lock(&self, name: &str, ttl: Duration) -> Option<LockGuard> {
+    ///
+    /// # Errors
+    /// Why it isn't held now.
+    pub async fn lock(&self, name: &str, ttl: Duration) -> Result<LockGuard, NotLocked> {
         match &self.0 {
-            Backend::Memory(memory) => memory.lock(name, ttl),
+            Backend::Memory(memory) => memory.lock(name, ttl).ok_or(NotLocked::Held),
             Backend::Redis(redis) => redis.lock(name, ttl).await,
         }
     }

@@ -92,7 +92,8 @@ pub(super) struct RangeRow {
     pub(super) first: u64,
     pub(super) last: u64,
     pub(super) ledger: Ledger,
-    pub(super) batch: BatchPart,
+    /// `None` for one that others were folded into.
+    pub(super) batch: Option<BatchPart>,
 }
 
 impl RangeFigures {
@@ -107,7 +108,7 @@ impl RangeFigures {
         }
         if self.unlike.is_none() {
             let told = |complaint| format!("range {id}: {complaint}");
-            self.unlike = row.batch.complaint(ledger).map(told);
+            self.unlike = row.batch.as_ref().and_then(|batch| batch.complaint(ledger)).map(told);
         }
         self.last = *last;
         self.ledger += *ledger;

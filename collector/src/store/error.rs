@@ -71,6 +71,9 @@ pub enum Error {
         /// What happened to it.
         reason: Arc<str>,
     },
+    /// Another process has begun the same job since, with a higher token.
+    #[error("another process has taken this over and goes on with it")]
+    TakenOver,
     /// A newer version wrote the file.
     #[error("the database has schema {found} but this version knows {known}; start a newer eventbucket")]
     NewerSchema {
@@ -201,6 +204,7 @@ impl Error {
             | Self::DiskFull
             | Self::ReadOnly { .. }
             | Self::Unavailable { .. }
+            | Self::TakenOver
             | Self::Sqlite(_)
             | Self::Postgres { .. } => 503,
         }

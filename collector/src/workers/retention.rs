@@ -1,19 +1,20 @@
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::Cache;
-use crate::store::Store;
+use crate::cache::{Cache, LockGuard, NotLocked};
+use crate::store::{Dropped, Error, Store};
 
 /// How often old events are looked for: they go a segment of days at a time, so an hour more or less is nothing.
 const LOOK_PERIOD: Duration = Duration::from_secs(60 * 60);
 
-/// How long one process may be at it before another may begin: a segment is dropped in seconds, its identities in minutes.
-const LOCK_TTL: Duration = Duration::from_secs(10 * 60);
+/// How long a holder that dies holds up the others. It is renewed three times as often, so that two lost answers lose nothing.
+const LOCK_TTL: Duration = Duration::from_secs(60);
 
-/// Removes events that were stored longer ago than `age`, until `cancel`. One process of a collector at a time is enough; two
-/// would do no harm.
+/// Removes events that were stored longer ago than `age`, until `cancel`. The lock keeps a process from taking the work out of
+/// another's hands; that no two do it at once is the store's doing, so it is done without a lock too while nobody can have one.
 pub async fn run(store: Store, cache: Cache, age: Duration, cancel: CancellationToken) {
     let mut look = tokio::time::interval(LOOK_PERIOD);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -23,25 +24,47 @@ pub async fn run(store: Store, cache: Cache, age: Duration, cancel: Cancellation
             () = cancel.cancelled() => return,
             _ = look.tick() => {}
         }
-        let Some(_lock) = cache.lock("retention", LOCK_TTL).await else { continue };
+        let lock = match cache.lock("retention", LOCK_TTL).await {
+            Ok(lock) => Some(lock),
+            Err(NotLocked::Held) => continue,
+            Err(NotLocked::Unknown) => None,
+        };
         // What is cut short here goes on at the next look.
         let dropped = tokio::select! {
-            dropped = store.drop_before(age) => dropped,
+            dropped = drop_old(&store, age, lock) => dropped,
             () = cancel.cancelled() => return,
         };
-        match dropped {
-            Ok(dropped) if dropped.segments > 0 => {
-                let (events, segments) = (dropped.events, dropped.segments);
-                tracing::info!(
-                    events,
-                    segments,
-                    "events older than the retention were dropped; their counts stay"
-                );
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, "old events could not be dropped; they are tried again in an hour");
-            }
+        tell(dropped);
+    }
+}
+
+async fn drop_old(store: &Store, age: Duration, lock: Option<LockGuard>) -> Result<Dropped, Error> {
+    let Some(mut lock) = lock else { return store.drop_before(age).await };
+    let mut dropped = pin!(store.drop_before_as(age, lock.token()));
+    loop {
+        // Both are cancel-safe: the work is only looked at, a sleep is begun again.
+        tokio::select! {
+            dropped = &mut dropped => return dropped,
+            () = tokio::time::sleep(LOCK_TTL / 3) => {}
+        }
+        // Where it is lost the work goes on: if another has begun since, the store ends it.
+        lock.renew().await;
+    }
+}
+
+fn tell(dropped: Result<Dropped, Error>) {
+    match dropped {
+        Ok(Dropped { segments: 0, .. }) => {}
+        Ok(Dropped { events, segments, .. }) => {
+            tracing::info!(
+                events,
+                segments,
+                "events older than the retention were dropped; their counts stay"
+            );
+        }
+        Err(Error::TakenOver) => tracing::info!("another process has taken over the dropping of old events"),
+        Err(error) => {
+            tracing::warn!(%error, "old events could not be dropped; they are tried again in an hour");
         }
     }
 }

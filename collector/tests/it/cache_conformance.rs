@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use eventbucket_collector::cache::{
-    Asked, Bound, COUNTER_NAMES_MAX, Cache, Counters, CountersState, Limits, Node, Quota, RateLimit,
-    Recalled, TAIL_BYTES_MAX, Tail, TailReceiver, Used,
+    Asked, Bound, COUNTER_NAMES_MAX, Cache, Counters, CountersState, Limits, Node, NotLocked, Quota,
+    RateLimit, Recalled, TAIL_BYTES_MAX, Tail, TailReceiver, Used,
 };
 use eventbucket_collector::project::{AccountId, Grant, KeyHash, KeyKind, ProjectId, Standing};
 use eventbucket_collector::store::{Applied, CountTotals, ViewState};
@@ -241,15 +241,18 @@ async fn a_lock_has_one_holder_and_rising_tokens() {
         };
         let long = Duration::from_secs(30);
         let mut first = cache.lock("retention", long).await.unwrap();
-        assert!(other.lock("retention", long).await.is_none(), "{backend}: held");
-        assert!(other.lock("rebuild", long).await.is_some(), "{backend}: another name");
+        assert!(
+            other.lock("retention", long).await.is_err_and(|why| why == NotLocked::Held),
+            "{backend}: held"
+        );
+        assert!(other.lock("rebuild", long).await.is_ok(), "{backend}: another name");
         assert!(first.held() && first.renew().await, "{backend}");
         let token = first.token();
         first.release().await;
         let second = other.lock("retention", long).await.unwrap();
         assert!(second.token() > token, "{backend}: {} after {token}", second.token());
         drop(second);
-        eventually("dropping lets go", async || cache.lock("retention", long).await.is_some()).await;
+        eventually("dropping lets go", async || cache.lock("retention", long).await.is_ok()).await;
     }
 }
 
@@ -266,13 +269,13 @@ async fn a_holder_that_was_paused_finds_out_and_takes_nothing_from_the_next() {
         let next = loop {
             assert!(since.elapsed() < Duration::from_millis(400), "{backend}: a dead holder blocks");
             match other.lock("job", Duration::from_secs(30)).await {
-                Some(next) => break next,
-                None => tokio::time::sleep(Duration::from_millis(5)).await,
+                Ok(next) => break next,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         };
         assert!(!paused.held() && !paused.renew().await, "{backend}");
         paused.release().await;
-        assert!(cache.lock("job", short).await.is_none(), "{backend}: the next one still holds it");
+        assert!(cache.lock("job", short).await.is_err(), "{backend}: the next one still holds it");
         assert!(next.held(), "{backend}");
     }
 }

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use eventbucket_collector::cache::{
-    Away, Bound, Cache, Error, Limits, NODE_TTL, Node, Quota, RateLimit, Recalled, RedisOptions, Tail, Used,
+    Away, Bound, Cache, Error, Limits, NODE_TTL, Node, NotLocked, Quota, RateLimit, Recalled, RedisOptions,
+    Tail, Used,
 };
 use eventbucket_collector::project::{AccountId, Grant, KeyHash, KeyKind, ProjectId, Standing};
 use eventbucket_collector::store::{Applied, CountTotals, ViewState};
@@ -47,7 +48,8 @@ async fn nothing_is_known(cache: &Cache) {
     assert_eq!(cache.count_up(SHOP, EPOCH, &step).await, Err(Away));
     assert_eq!(cache.reset(SHOP, EPOCH, totals(1)).await, Err(Away));
     assert_eq!((cache.counters(SHOP).await, cache.counters_states(&[SHOP]).await), (None, Err(Away)));
-    assert!(cache.lock("job", Duration::from_secs(1)).await.is_none() && cache.nodes().await.is_none());
+    let lock = cache.lock("job", Duration::from_secs(1)).await;
+    assert!(lock.is_err_and(|why| why == NotLocked::Unknown) && cache.nodes().await.is_none());
     let rate = RateLimit { events_per_s: 1_000, burst: 1_000 };
     let taken = cache.take(SHOP, 10, &Limits { rate: Some(rate), quota: Quota::default() }).await;
     assert_eq!((taken.refused, taken.exact), (None, false));

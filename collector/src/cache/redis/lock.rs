@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::{Redis, Shared};
-use crate::cache::lock::{Holder, LockGuard};
+use crate::cache::lock::{Holder, LockGuard, NotLocked};
 
 /// How long the last token of a name is kept. A later one is higher anyway, by the clock.
 const TOKEN_TTL_MS: u64 = 7 * 24 * 3_600_000;
@@ -19,7 +19,7 @@ pub(in crate::cache) struct RedisLock {
 }
 
 impl Redis {
-    pub(in crate::cache) async fn lock(&self, name: &str, ttl: Duration) -> Option<LockGuard> {
+    pub(in crate::cache) async fn lock(&self, name: &str, ttl: Duration) -> Result<LockGuard, NotLocked> {
         let lock = RedisLock {
             shared: Arc::clone(&self.0),
             name: format!("{}:{{lock:{name}}}:holder", self.0.prefix),
@@ -31,9 +31,13 @@ impl Redis {
         call.arg(&lock.holder).arg(milliseconds(ttl)).arg(TOKEN_TTL_MS);
         // Counted from before asking, so that this end never believes longer than the other.
         let until = Instant::now() + ttl;
-        let token: u64 =
-            self.0.asks.ask(async |mut connection| call.invoke_async(&mut connection).await).await?;
-        (token > 0).then_some(LockGuard { holder: Holder::Redis(lock), token, ttl, until })
+        let answer = self.0.asks.ask(async |mut connection| call.invoke_async(&mut connection).await).await;
+        match answer {
+            // It may have been taken all the same; then it expires.
+            None => Err(NotLocked::Unknown),
+            Some(0) => Err(NotLocked::Held),
+            Some(token) => Ok(LockGuard { holder: Holder::Redis(lock), token, ttl, until }),
+        }
     }
 }
 

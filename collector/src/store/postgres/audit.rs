@@ -115,7 +115,8 @@ async fn read_ranges(
     projects: &mut BTreeMap<ProjectId, ProjectFigures>,
 ) -> Result<(), Error> {
     let select =
-        "SELECT received, stored, duplicate, quarantined, rejected, project, id, first, last, part, parts, verdicts, refused
+        "SELECT received, stored, duplicate, quarantined, rejected, project, id, first, last, part, parts, verdicts, refused,
+                first = 1 AND batch = '00000000-0000-0000-0000-000000000000'
          FROM ranges ORDER BY project, first, last";
     let none: [&(dyn ToSql + Sync); 0] = [];
     let mut rows = pin!(lease.query_raw(select, none).await?);
@@ -129,6 +130,7 @@ async fn read_ranges(
             verdicts: row.try_get(11)?,
             refused: row.try_get(12)?,
         };
+        let batch = (!row.try_get::<_, bool>(13)?).then_some(batch);
         let range = RangeRow { id: number(6)?, first: number(7)?, last: number(8)?, ledger, batch };
         projects.entry(project_id(row.try_get(5)?)).or_default().ranges.add(&range);
     }

@@ -25,6 +25,7 @@ impl Part {
             Self::Log => &[
                 include_str!("../../../migrations/postgres/0001_log.sql"),
                 include_str!("../../../migrations/postgres/0002_users.sql"),
+                include_str!("../../../migrations/postgres/0003_retention.sql"),
             ],
             Self::Accounts => &[include_str!("../../../migrations/postgres/0001_accounts.sql")],
         }

@@ -42,6 +42,9 @@ mod segments;
 /// What an audit asks of the database itself.
 mod soundness;
 
+/// Forgets the identities of what was dropped.
+mod sweep;
+
 /// Encrypted connections.
 mod tls;
 

@@ -3,29 +3,57 @@ use std::time::Duration;
 use super::counts::{COUNTS, lock_live, step};
 use super::pool::Lease;
 use super::segments::spans;
-use super::{Postgres, int, project_id, project_number, uint};
+use super::{BLOCK_BITS, Postgres, int, project_id, project_number, sweep, uint};
 use crate::project::ProjectId;
 use crate::store::{Dropped, Error, ViewState};
-
-/// How much longer than the event its identity is kept: the longest that a spool may hold an event back and send it again.
-const IDENTITY_DAYS: i32 = 7;
-
-/// Pages of identities looked at in one transaction: 8 MiB, about 80,000 identities, 0.1 s.
-const SWEEP_PAGES: i64 = 1_024;
 
 /// How long dropping a segment waits for people's queries over the whole log. It holds up new ones while it waits, so it
 /// gives up soon and tries again with the next call.
 const DROP_LOCK_WAIT: &str = "SET LOCAL lock_timeout = '2s'";
 
+/// The right to drop what is old: the highest token that the database has seen has it. A lock elsewhere expires, and can't keep a
+/// process that was paused from waking up behind it; this is asked within each transaction.
+#[derive(Clone, Copy)]
+pub(super) struct Fence(i64);
+
+impl Fence {
+    /// Makes a token the highest, or takes one that is.
+    async fn raise(lease: &mut Lease, token: Option<u64>) -> Result<Self, Error> {
+        let raise = "INSERT INTO retention (token) VALUES (coalesce($1::int8, 1))
+             ON CONFLICT (only_row) DO UPDATE SET token = coalesce($1, retention.token + 1)
+             WHERE $1 IS NULL OR retention.token <= $1 RETURNING token";
+        let row = lease.query_opt(raise, &[&token.map(int)]).await?;
+        Ok(Self(row.ok_or(Error::TakenOver)?.try_get(0)?))
+    }
+
+    /// Begins a transaction beside which there is no other of its kind.
+    pub(super) async fn begin(self, lease: &mut Lease) -> Result<(), Error> {
+        lease.begin().await?;
+        let select = lease.prepared("SELECT token FROM retention FOR UPDATE").await?;
+        let row = lease.query_opt(&select, &[]).await?;
+        if row.map(|row| row.try_get(0)).transpose()? == Some(self.0) {
+            return Ok(());
+        }
+        lease.rollback().await?;
+        Err(Error::TakenOver)
+    }
+}
+
 impl Postgres {
-    /// Seals the views, drops the segments that hold nothing younger, and forgets identities seven days after that.
-    pub(in crate::store) async fn drop_before(&self, age: Duration) -> Result<Dropped, Error> {
+    /// Seals the views, drops the segments that hold nothing younger, and forgets identities some days after that. Without a
+    /// token it takes the next one, and so takes over from whoever is at it.
+    pub(in crate::store) async fn drop_before(
+        &self,
+        age: Duration,
+        token: Option<u64>,
+    ) -> Result<Dropped, Error> {
+        let fence = Fence::raise(&mut self.0.log.lease().await?, token).await?;
         let mut dropped = Dropped::default();
         while let Some(segment) = self.oldest_to_drop(age).await? {
-            dropped.events += self.drop_segment(segment).await?;
+            dropped.events += self.drop_segment(segment, fence).await?;
             dropped.segments += 1;
         }
-        dropped.identities = self.forget_identities().await?;
+        dropped.identities = sweep::forget_identities(&mut self.0.log.lease().await?, fence).await?;
         Ok(dropped)
     }
 
@@ -40,13 +68,13 @@ impl Postgres {
         row.map(|row| Ok(row.try_get(0)?)).transpose()
     }
 
-    async fn drop_segment(&self, segment: i32) -> Result<u64, Error> {
+    async fn drop_segment(&self, segment: i32, fence: Fence) -> Result<u64, Error> {
         let mut lease = self.0.log.lease().await?;
         let ends = ends(&mut lease, segment).await?;
         for (project, last) in &ends {
             while seal_step(&mut lease, *project, *last).await? {}
         }
-        lease.begin().await?;
+        fence.begin(&mut lease).await?;
         lease.batch_execute(DROP_LOCK_WAIT).await?;
         let mut events = 0;
         for (project, last) in &ends {
@@ -64,8 +92,8 @@ impl Postgres {
             events += uint(lease.query_one(&update, &[&number, &int(*last)]).await?.try_get(0)?);
             let note = "INSERT INTO dropped (project, position) VALUES ($1, $2) ON CONFLICT DO NOTHING";
             lease.execute(note, &[&number, &int(*last)]).await?;
-            let blocks = "DELETE FROM event_block WHERE project = $1 AND block < ($2::int8 + 1) >> 12";
-            lease.execute(blocks, &[&number, &int(*last)]).await?;
+            let blocks = "DELETE FROM event_block WHERE project = $1 AND block < $2";
+            lease.execute(blocks, &[&number, &int((last + 1) >> BLOCK_BITS)]).await?;
         }
         lease.execute("DELETE FROM segment_project WHERE segment = $1", &[&segment]).await?;
         lease.execute("DELETE FROM segment WHERE id = $1", &[&segment]).await?;
@@ -73,36 +101,6 @@ impl Postgres {
         lease.commit().await?;
         tracing::info!(segment, events, "dropped a segment of the log");
         Ok(events)
-    }
-
-    /// Forgets the identities of events that were dropped long enough ago, and folds their ranges into one a project.
-    async fn forget_identities(&self) -> Result<u64, Error> {
-        let mut lease = self.0.log.lease().await?;
-        let cuts = "SELECT project, max(position) FROM dropped
-             WHERE at < now() - make_interval(days => $1) GROUP BY project ORDER BY project";
-        let cuts = lease.query(cuts, &[&IDENTITY_DAYS]).await?;
-        if cuts.is_empty() {
-            return Ok(0);
-        }
-        let mut forgotten = 0;
-        let size = "SELECT pg_relation_size('event_id') / current_setting('block_size')::int8";
-        let pages: i64 = lease.query_one(size, &[]).await?.try_get(0)?;
-        for first in (0..pages).step_by(usize::try_from(SWEEP_PAGES).expect("a small number")) {
-            let sweep = format!(
-                "DELETE FROM event_id USING ranges, (
-                     SELECT project, max(position) AS position FROM dropped
-                     WHERE at < now() - make_interval(days => $1) GROUP BY project) AS cut
-                 WHERE event_id.ctid >= '({first},0)' AND event_id.ctid < '({},0)'
-                   AND ranges.id = event_id.range_id AND cut.project = event_id.project AND ranges.last <= cut.position",
-                first + SWEEP_PAGES
-            );
-            forgotten += lease.execute(&sweep, &[&IDENTITY_DAYS]).await?;
-        }
-        for cut in cuts {
-            let (project, position): (i32, i64) = (cut.try_get(0)?, cut.try_get(1)?);
-            fold_ranges(&mut lease, project, position).await?;
-        }
-        Ok(forgotten)
     }
 }
 
@@ -149,16 +147,4 @@ async fn seal_step(lease: &mut Lease, project: ProjectId, last: u64) -> Result<b
     }
     lease.commit().await?;
     Ok(!behind.is_empty())
-}
-
-/// Replaces the ranges up to a position by one with their sums, so that the ledger goes on balancing.
-async fn fold_ranges(lease: &mut Lease, project: i32, position: i64) -> Result<(), Error> {
-    let fold = "WITH gone AS (DELETE FROM ranges WHERE project = $1 AND first <= $2 AND last <= $2 RETURNING *)
-         INSERT INTO ranges (id, project, part, parts, first, last, batch, received_ms, received, stored, duplicate,
-                             quarantined, rejected)
-         SELECT max(id), $1, 0, 1, 1, $2, '00000000-0000-0000-0000-000000000000', max(received_ms), sum(received),
-                sum(stored), sum(duplicate), sum(quarantined), sum(rejected)
-         FROM gone HAVING count(*) > 0";
-    lease.execute(fold, &[&project, &position]).await?;
-    Ok(())
 }

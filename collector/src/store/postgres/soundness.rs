@@ -4,7 +4,7 @@ use super::pool::Lease;
 use crate::store::Error;
 
 /// The keys without which the promises don't hold. What people added to look faster is left alone.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "epoch_pkey",
     "event_block_pkey",
     "event_id_pkey",
@@ -14,6 +14,7 @@ const KEYS: [&str; 13] = [
     "ranges_batch",
     "ranges_first",
     "ranges_pkey",
+    "retention_pkey",
     "rollup_counts_pkey",
     "rollup_users_pkey",
     "view_live_pkey",

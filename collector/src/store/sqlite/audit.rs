@@ -142,7 +142,8 @@ fn read_ranges(
             verdicts: row.get(11)?,
             refused: row.get(12)?,
         };
-        let range = RangeRow { id: number(1)?, first: number(2)?, last: number(3)?, ledger, batch };
+        let range =
+            RangeRow { id: number(1)?, first: number(2)?, last: number(3)?, ledger, batch: Some(batch) };
         figures.ranges.add(&range);
         if row.get::<_, Option<u32>>(13)? != Some(ID_BYTES) {
             let what = format!("range {}: its batch id is not {ID_BYTES} bytes", range.id);
