@@ -175,6 +175,9 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
     registry.spawn(async move { heart.heartbeats(node, token).await });
 
     let ingest = Ingest::new(bus.clone(), store.clone(), cache.clone()).with_limits(limits(config));
+    if config.roles.has(Role::Edge) {
+        registry.spawn(ingest.clone().recount_quotas(registry.token()));
+    }
     let query = Reader::new(store.clone(), cache.clone());
     let edge_config = EdgeConfig { drain_notice: Some(drain_notice(config)), ..config.edge.clone() };
     let state = edge::State::new(ingest, query, health, edge_config, metrics).for_roles(config.roles);

@@ -86,16 +86,19 @@ pub struct Taken {
     pub month: Option<Left>,
     /// `false` while Redis is away: then this process decides alone, by its share of the rate, and lets quotas pass.
     pub exact: bool,
-    /// What was used of a quota is not known for sure: read it from the store's ledger and call
-    /// [`super::Cache::recount_quota`]. Until then events pass as if nothing had been used before. Said once a second.
+    /// Read from the store's ledger what was used of a quota, and call [`super::Cache::recount_quota`]. Said once a second
+    /// while that isn't known for sure, during which events pass as if nothing had been used before; and once a minute
+    /// all the same, because what was restored to an older state doesn't know what it lacks.
     pub recount: bool,
     /// When it was taken, by the clock that counts days: what is given back later is that day's.
     pub(super) period: Period,
 }
 
-/// What a project has sent in this day and month, UTC, by the store's ledger.
+/// What a project has sent in a day and its month, UTC, by the store's ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
+    /// The day, in days since 1970. On another day nothing is told by it.
+    pub on_day: i64,
     /// Events received since the day began.
     pub day: u64,
     /// Events received since the month began.
@@ -191,31 +194,14 @@ fn time_for(events: f64, events_per_s: u64) -> Duration {
     if events_per_s == 0 { NEVER } else { Duration::from_secs_f64(events / events_per_s as f64).min(NEVER) }
 }
 
-/// How often a recount is asked for: requests go on while the ledger is read.
-const RECOUNT_PERIOD: Duration = Duration::from_secs(1);
-
-/// When a recount was asked for last.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct RecountAsked(Option<Instant>);
-
-impl RecountAsked {
-    /// Lets one request a period ask for it.
-    pub(super) fn once(&mut self, taken: Taken) -> Taken {
-        let recount = taken.recount && self.0.is_none_or(|last| last.elapsed() >= RECOUNT_PERIOD);
-        if recount {
-            self.0 = Some(Instant::now());
-        }
-        Taken { recount, ..taken }
-    }
-}
-
 /// What a project has left within this process: the rules of `take.lua`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Allowance {
     /// Tokens, and when they were counted; `None` when the bucket is full because nobody took any.
     tokens: Option<(f64, Instant)>,
     period: Period,
-    used: Used,
+    day_used: u64,
+    month_used: u64,
     recounted: Option<i64>,
 }
 
@@ -227,8 +213,8 @@ impl Allowance {
         let mut left = tokens;
         if refused.is_none() {
             left -= need as f64;
-            self.used.day += need;
-            self.used.month += need;
+            self.day_used += need;
+            self.month_used += need;
         }
         self.tokens = limits.rate.map(|_| (left, now));
         Figures {
@@ -236,8 +222,8 @@ impl Allowance {
             taken: if refused.is_none() { need } else { 0 },
             tokens: left.floor() as i64,
             wait,
-            day_used: self.used.day,
-            month_used: self.used.month,
+            day_used: self.day_used,
+            month_used: self.month_used,
             recounted: self.recounted == Some(calendar.period.day),
             period: self.period,
         }
@@ -246,10 +232,10 @@ impl Allowance {
     fn judge(&self, need: u64, tokens: f64, limits: &Limits) -> (Option<Bound>, Duration) {
         // The batch that uses it up passes whole: otherwise one larger than the quota never would.
         let over = |limit: Option<u64>, used: u64| limit.is_some_and(|limit| used >= limit);
-        if over(limits.quota.per_month, self.used.month) {
+        if over(limits.quota.per_month, self.month_used) {
             return (Some(Bound::Month), Duration::ZERO);
         }
-        if over(limits.quota.per_day, self.used.day) {
+        if over(limits.quota.per_day, self.day_used) {
             return (Some(Bound::Day), Duration::ZERO);
         }
         let Some(rate) = limits.rate else { return (None, Duration::ZERO) };
@@ -269,10 +255,10 @@ impl Allowance {
 
     fn turn_to(&mut self, calendar: &Calendar) {
         if self.period.day != calendar.period.day {
-            self.used.day = 0;
+            self.day_used = 0;
         }
         if self.period.month != calendar.period.month {
-            self.used.month = 0;
+            self.month_used = 0;
         }
         self.period = calendar.period;
     }
@@ -283,18 +269,22 @@ impl Allowance {
             *tokens += events as f64;
         }
         if self.period.day == taken.period.day {
-            self.used.day = self.used.day.saturating_sub(events);
+            self.day_used = self.day_used.saturating_sub(events);
         }
         if self.period.month == taken.period.month {
-            self.used.month = self.used.month.saturating_sub(events);
+            self.month_used = self.month_used.saturating_sub(events);
         }
     }
 
-    /// Raises what was used to what the store knows of.
-    pub(super) fn recount(&mut self, used: Used, calendar: &Calendar) {
+    /// Raises what was used to what the store knows of; says whether that was of today.
+    pub(super) fn recount(&mut self, used: Used, calendar: &Calendar) -> bool {
         self.turn_to(calendar);
-        self.used = Used { day: self.used.day.max(used.day), month: self.used.month.max(used.month) };
+        if used.on_day != calendar.period.day {
+            return false;
+        }
+        (self.day_used, self.month_used) = (self.day_used.max(used.day), self.month_used.max(used.month));
         self.recounted = Some(calendar.period.day);
+        true
     }
 }
 

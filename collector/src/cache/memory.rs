@@ -8,9 +8,10 @@ use crate::project::ProjectId;
 
 use super::counters::LiveCounters;
 use super::keys::RecentKeys;
-use super::limits::{Allowance, Calendar, Limits, RecountAsked, Taken, Used};
+use super::limits::{Allowance, Calendar, Limits, Taken, Used};
 use super::lock::{LockGuard, MemoryLocks};
 use super::node::Node;
+use super::recount::RecountAsked;
 use super::tail::TailFan;
 
 /// Everything within this process.
@@ -58,8 +59,9 @@ impl Memory {
         let calendar = Calendar::at(Timestamp::now());
         let mut all = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
         let (allowance, recount) = all.entry(project).or_default();
-        let figures = allowance.take(events, limits, &calendar, Instant::now());
-        recount.once(figures.taken(limits, &calendar, 0))
+        let now = Instant::now();
+        let figures = allowance.take(events, limits, &calendar, now);
+        recount.once(figures.taken(limits, &calendar, 0), now)
     }
 
     pub(super) fn give_back(&self, project: ProjectId, events: u64, taken: &Taken) {
@@ -67,8 +69,13 @@ impl Memory {
         all.entry(project).or_default().0.give_back(events, taken);
     }
 
-    pub(super) fn recount(&self, project: ProjectId, used: Used) {
+    pub(super) fn recount(&self, project: ProjectId, used: Used) -> bool {
         let mut all = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry(project).or_default().0.recount(used, &Calendar::at(Timestamp::now()));
+        let (allowance, asked) = all.entry(project).or_default();
+        let recounted = allowance.recount(used, &Calendar::at(Timestamp::now()));
+        if recounted {
+            asked.done(Instant::now());
+        }
+        recounted
     }
 }

@@ -19,6 +19,9 @@ mod node;
 /// How fast and how much a project may send.
 mod limits;
 
+/// When what was used of a quota is read from the store.
+mod recount;
+
 /// The cache within one process.
 mod memory;
 
@@ -312,13 +315,10 @@ impl Cache {
     }
 
     /// Tells the quotas what the store's ledger knows, after [`Taken::recount`]: what was used is raised to it, never
-    /// lowered.
+    /// lowered. `false` when that couldn't be told, or the day is over by the clock of what stands behind the cache.
     pub async fn recount_quota(&self, project: ProjectId, used: Used) -> bool {
         match &self.0 {
-            Backend::Memory(memory) => {
-                memory.recount(project, used);
-                true
-            }
+            Backend::Memory(memory) => memory.recount(project, used),
             Backend::Redis(redis) => redis.recount(project, used).await,
         }
     }

@@ -1,13 +1,8 @@
 use std::time::Duration;
 
-use jiff::Timestamp;
-use jiff::civil::Date;
-use jiff::tz::TimeZone;
-
 use super::{Error, Ingest, Valid};
-use crate::cache::{Bound, Left, Taken, Used};
+use crate::cache::{Bound, Left, Taken};
 use crate::project::ProjectId;
-use crate::store::{self, Store};
 
 /// What a project may still send after a batch, where it is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +27,7 @@ impl Ingest {
         let events = (valid.batch.events.len() + valid.refused.len()) as u64;
         let taken = self.cache.take(project, events, &self.limits).await;
         if taken.recount {
-            self.recount(project);
+            self.recounts.want(project);
         }
         let closest = closest(&taken);
         match taken.refused {
@@ -47,27 +42,6 @@ impl Ingest {
             self.cache.give_back(project, *events, taken).await;
         }
     }
-
-    /// Reads from the ledger what a project has sent in this day and month, while its batch goes on.
-    fn recount(&self, project: ProjectId) {
-        let (store, cache) = (self.store.clone(), self.cache.clone());
-        tokio::spawn(async move {
-            match used(&store, project).await {
-                Ok(used) => drop(cache.recount_quota(project, used).await),
-                Err(error) => tracing::debug!(%error, "the quota is recounted later"),
-            }
-        });
-    }
-}
-
-/// What the ledger has of this day and month, UTC.
-async fn used(store: &Store, project: ProjectId) -> Result<Used, store::Error> {
-    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
-    let since = async |day: Date| {
-        let midnight = TimeZone::UTC.to_timestamp(day.at(0, 0, 0, 0)).map_or(0, Timestamp::as_millisecond);
-        store.received_since(project, midnight).await
-    };
-    Ok(Used { day: since(today).await?, month: since(today.first_of_month()).await? })
 }
 
 /// The limit of which the smallest share is left.

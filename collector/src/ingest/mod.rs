@@ -6,6 +6,9 @@ mod authenticate;
 /// Whether a project may send as much.
 mod admit;
 
+/// What projects have sent by the ledger.
+mod recount;
+
 /// From what arrived to what may be stored.
 mod validate;
 
@@ -14,6 +17,8 @@ mod outcome;
 
 /// Why a batch has no verdicts.
 mod error;
+
+use std::sync::Arc;
 
 use eventbucket_protocol::RawBatch;
 
@@ -27,6 +32,7 @@ pub use crate::cache::Left;
 pub use admit::Admitted;
 pub use error::Error;
 pub use outcome::Outcome;
+use recount::Recounts;
 pub use validate::{Arrival, SKEW_MS_MIN, Valid, validate};
 
 /// Takes batches in. Clones share what is behind it.
@@ -36,16 +42,17 @@ pub struct Ingest {
     store: Store,
     cache: Cache,
     limits: Limits,
+    recounts: Arc<Recounts>,
 }
 
 impl Ingest {
     /// Puts ingest in front of a bus.
     #[must_use]
     pub fn new(bus: Bus, store: Store, cache: Cache) -> Self {
-        Self { bus, store, cache, limits: Limits::default() }
+        Self { bus, store, cache, limits: Limits::default(), recounts: Arc::default() }
     }
 
-    /// Bounds what each project may send.
+    /// Bounds what each project may send. For quotas [`Ingest::recount_quotas`] has to run too.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }

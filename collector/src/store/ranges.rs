@@ -51,15 +51,15 @@ impl std::ops::AddAssign for Ledger {
 }
 
 impl Store {
-    /// Adds up the events a project sent since a time, in ms since 1970, whatever became of them: what a quota that was
-    /// lost begins with.
+    /// Adds up the events a project sent since a UTC day began, in days since 1970, whatever became of them: what a quota
+    /// that was lost begins with. Reads a row a day.
     ///
     /// # Errors
     /// When the store can't be read.
-    pub async fn received_since(&self, project: ProjectId, from_ms: i64) -> Result<u64, Error> {
+    pub async fn received_since(&self, project: ProjectId, day: i64) -> Result<u64, Error> {
         match &self.0 {
-            Backend::Sqlite(sqlite) => sqlite.received_since(project, from_ms).await,
-            Backend::Postgres(postgres) => postgres.received_since(project, from_ms).await,
+            Backend::Sqlite(sqlite) => sqlite.received_since(project, day).await,
+            Backend::Postgres(postgres) => postgres.received_since(project, day).await,
         }
     }
 }

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use eventbucket_collector::cache::{
     Asked, Bound, COUNTER_NAMES_MAX, Cache, Counters, CountersState, Limits, Node, NotLocked, Quota,
-    RateLimit, Recalled, TAIL_BYTES_MAX, Tail, TailReceiver, Used,
+    RateLimit, Recalled, TAIL_BYTES_MAX, Tail, TailReceiver,
 };
 use eventbucket_collector::project::{AccountId, Grant, KeyHash, KeyKind, ProjectId, Standing};
 use eventbucket_collector::store::{Applied, CountTotals, ViewState};
 use eventbucket_servers::Redis;
 use uuid::Uuid;
 
-use crate::cache_fixture::Asked as _;
+use crate::cache_fixture::{Asked as _, used_today};
 use crate::store_fixture::eventually;
 
 const SHOP: ProjectId = ProjectId(1);
@@ -361,7 +361,7 @@ async fn what_is_given_back_may_be_taken_again() {
     for (backend, cache, _redis) in each().await {
         let rate = Some(RateLimit { events_per_s: 1, burst: 50 });
         let limits = Limits { rate, quota: Quota { per_day: Some(120), per_month: Some(1_000) } };
-        assert!(cache.recount_quota(SHOP, Used::default()).await);
+        assert!(cache.recount_quota(SHOP, used_today(0, 0)).await);
         let taken = cache.take(SHOP, 50, &limits).await;
         assert_eq!(taken.refused, None, "{backend}");
         assert_eq!(cache.take(SHOP, 50, &limits).await.refused, Some(Bound::Rate), "{backend}");
@@ -379,7 +379,7 @@ async fn quotas_go_on_from_what_the_ledger_says() {
         let limits = Limits { rate: None, quota };
         let first = cache.take(SHOP, 10, &limits).await;
         assert!(first.recount && first.refused.is_none(), "{backend}: {first:?}");
-        assert!(cache.recount_quota(SHOP, Used { day: 70, month: 400 }).await);
+        assert!(cache.recount_quota(SHOP, used_today(70, 400)).await);
         let second = cache.take(SHOP, 10, &limits).await;
         assert_eq!((second.day.unwrap().remaining, second.month.unwrap().remaining), (20, 590), "{backend}");
         assert!(!second.recount, "{backend}: {second:?}");
@@ -395,7 +395,7 @@ async fn quotas_go_on_from_what_the_ledger_says() {
             until_tomorrow <= Duration::from_secs(86_400)
                 && refused.month.unwrap().resets_after >= until_tomorrow
         );
-        assert!(cache.recount_quota(SHOP, Used { day: 0, month: 1_000 }).await);
+        assert!(cache.recount_quota(SHOP, used_today(0, 1_000)).await);
         assert_eq!(cache.take(SHOP, 5, &limits).await.refused, Some(Bound::Month), "{backend}");
     }
 }

@@ -12,7 +12,7 @@ use eventbucket_servers::Redis;
 use uuid::Uuid;
 
 use crate::cache_conformance::ask;
-use crate::cache_fixture::Asked as _;
+use crate::cache_fixture::{Asked as _, used_today};
 use crate::store_fixture::eventually;
 
 const SHOP: ProjectId = ProjectId(1);
@@ -276,7 +276,7 @@ async fn edges_that_lost_redis_go_on_with_their_share() {
         };
         assert!(cache.heartbeat(&node).await);
     }
-    assert!(one.recount_quota(SHOP, Used::default()).await);
+    assert!(one.recount_quota(SHOP, used_today(0, 0)).await);
     assert!(!one.take(SHOP, 100, &limits).await.recount);
     redis.kill().unwrap();
     eventually("the loss is noticed", async || one.serving().is_err() && two.serving().is_err()).await;
@@ -289,7 +289,7 @@ async fn edges_that_lost_redis_go_on_with_their_share() {
     back(&one).await;
     let taken = one.take(SHOP, 1, &limits).await;
     assert!(taken.exact && taken.recount, "{taken:?}");
-    assert!(one.recount_quota(SHOP, Used { day: 150, month: 150 }).await);
+    assert!(one.recount_quota(SHOP, used_today(150, 150)).await);
     let taken = one.take(SHOP, 1, &limits).await;
     assert_eq!((taken.recount, taken.day.unwrap().remaining), (false, 1_000_000 - 151));
 }
@@ -299,7 +299,7 @@ async fn what_an_edge_holds_ready_goes_back_when_it_stops() {
     let redis = Redis::start().unwrap();
     let (one, two) = (redis.cache().await, redis.cache().await);
     let limits = Limits { rate: None, quota: Quota { per_day: Some(500), per_month: None } };
-    assert!(one.recount_quota(SHOP, Used::default()).await);
+    assert!(one.recount_quota(SHOP, used_today(0, 0)).await);
     assert_eq!(one.take(SHOP, 1, &limits).await.day.unwrap().remaining, 499);
     assert_eq!(two.take(SHOP, 1, &limits).await.refused, Some(Bound::Day), "the other holds it all");
     one.close("one").await;

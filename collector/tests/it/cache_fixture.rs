@@ -1,6 +1,8 @@
 //! Caches on a private Redis, and commands of the test's own.
 
-use eventbucket_collector::cache::{Cache, CountersState, RedisOptions};
+use std::time::SystemTime;
+
+use eventbucket_collector::cache::{Cache, CountersState, RedisOptions, Used};
 use eventbucket_collector::project::ProjectId;
 use eventbucket_servers::Redis;
 
@@ -27,4 +29,10 @@ impl Asked for Redis {
 /// What the live counters of one project follow, when the cache can be asked.
 pub(crate) async fn counters_state(cache: &Cache, project: ProjectId) -> Option<CountersState> {
     cache.counters_states(&[project]).await.ok()?[0]
+}
+
+/// What a store's ledger would have of today and this month.
+pub(crate) fn used_today(day: u64, month: u64) -> Used {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    Used { on_day: i64::try_from(since.as_secs() / 86_400).unwrap(), day, month }
 }

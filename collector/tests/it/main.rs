@@ -33,6 +33,7 @@ mod in_process;
 mod query_events;
 mod query_manage;
 mod query_tail;
+mod quota;
 mod rolling;
 mod serve_backends;
 mod serve_broker;

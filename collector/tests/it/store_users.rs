@@ -305,7 +305,7 @@ const OLDER_SQLITE: &str = "
 
 /// Takes back what the migration does.
 const OLDER_POSTGRES: &str = "
-    DROP TABLE rollup_users, retention;
+    DROP TABLE rollup_users, retention, usage;
     ALTER TABLE view_state DROP COLUMN has_users;
     INSERT INTO view_state (view, project, generation, applied_to) VALUES ('counts', 1, 2, 1);
     INSERT INTO rollup_counts (project, generation, hour_ms, count, name) VALUES (1, 2, 1709290800000, 1, 'a');

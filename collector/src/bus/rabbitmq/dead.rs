@@ -210,13 +210,12 @@ async fn put(
     messages: &[Vec<u8>],
     reason: &str,
 ) -> Result<(), Error> {
-    let told = |error: lapin::Error| unavailable(&link::words(options, &error));
     let mut headers = FieldTable::default();
     headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
     let now = Timestamp::from_system(std::time::SystemTime::now());
     headers.insert(TIME_HEADER.into(), AMQPValue::LongLongInt(now.ms()));
     for message in messages {
-        publish(&channel, options, (topology.dead(), "".into()), message, headers.clone()).await?;
+        publish(channel, options, (topology.dead(), "".into()), message, headers.clone()).await?;
     }
     Ok(())
 }

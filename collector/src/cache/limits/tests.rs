@@ -41,7 +41,9 @@ fn a_quota_lets_the_batch_through_that_uses_it_up_and_begins_again_with_the_day(
     let limits = Limits { rate: None, quota: Quota { per_day: Some(10), per_month: Some(15) } };
     let (first, now) = (at("2026-01-01T00:00:00Z"), Instant::now());
     assert!(allowance.take(1, &limits, &first, now).taken(&limits, &first, 0).recount);
-    allowance.recount(Used { day: 8, month: 8 }, &first);
+    let today = first.period.day;
+    assert!(!allowance.recount(Used { on_day: today - 1, day: 20, month: 20 }, &first), "of yesterday");
+    assert!(allowance.recount(Used { on_day: today, day: 8, month: 8 }, &first));
     assert_eq!(
         allowance.take(1, &limits, &first, now).taken(&limits, &first, 0).day.map(|left| left.remaining),
         Some(1)

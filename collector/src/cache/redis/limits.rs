@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{Redis, Shared};
-use crate::cache::limits::{Allowance, Bound, Calendar, Figures, Limits, Period, RecountAsked, Taken, Used};
+use crate::cache::limits::{Allowance, Bound, Calendar, Figures, Limits, Period, Taken, Used};
+use crate::cache::recount::RecountAsked;
 use crate::project::ProjectId;
 
 /// An edge takes what the rate grants in this time at once, and spends it without asking: ten questions a second a
@@ -106,11 +107,12 @@ impl Redis {
         let slice = self.0.slices.of(project);
         let mut slice = slice.lock().await;
         let mut call = self.0.scripts.recount.prepare_invoke();
-        call.key(self.0.limits_name(project)).arg(used.day).arg(used.month);
+        call.key(self.0.limits_name(project)).arg(used.day).arg(used.month).arg(used.on_day);
         let ask = async |mut connection| call.invoke_async::<bool>(&mut connection).await;
         let recounted = self.0.asks.ask(ask).await.unwrap_or(false);
         if recounted {
             (slice.uncounted, slice.figures.recounted, slice.refused) = (false, true, None);
+            slice.recount_asked.done(Instant::now());
         }
         recounted
     }
@@ -165,8 +167,8 @@ impl Slice {
 
     fn answer(&mut self, figures: &Figures, calendar: &Calendar) -> Taken {
         let taken = figures.taken(&self.limits, calendar, self.spare);
-        let quota = taken.day.is_some() || taken.month.is_some();
-        self.recount_asked.once(Taken { recount: taken.recount || (self.uncounted && quota), ..taken })
+        let needed = taken.recount || self.uncounted;
+        self.recount_asked.once(Taken { recount: needed, ..taken }, Instant::now())
     }
 }
 

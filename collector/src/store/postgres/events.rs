@@ -53,16 +53,11 @@ impl Postgres {
         read_ledger(&row, 0)
     }
 
-    pub(in crate::store) async fn received_since(
-        &self,
-        project: ProjectId,
-        from_ms: i64,
-    ) -> Result<u64, Error> {
+    pub(in crate::store) async fn received_since(&self, project: ProjectId, day: i64) -> Result<u64, Error> {
         let mut lease = self.0.log.lease().await?;
-        let select =
-            "SELECT coalesce(sum(received), 0)::int8 FROM ranges WHERE project = $1 AND received_ms >= $2";
+        let select = "SELECT coalesce(sum(received), 0)::int8 FROM usage WHERE project = $1 AND day >= $2";
         let select = lease.prepared(select).await?;
-        let row = lease.query_one(&select, &[&project_number(project), &from_ms]).await?;
+        let row = lease.query_one(&select, &[&project_number(project), &day]).await?;
         Ok(uint(row.try_get(0)?))
     }
 

@@ -4,7 +4,7 @@ use super::pool::Lease;
 use crate::store::Error;
 
 /// The keys without which the promises don't hold. What people added to look faster is left alone.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "epoch_pkey",
     "event_block_pkey",
     "event_id_pkey",
@@ -17,6 +17,7 @@ const KEYS: [&str; 14] = [
     "retention_pkey",
     "rollup_counts_pkey",
     "rollup_users_pkey",
+    "usage_pkey",
     "view_live_pkey",
     "view_state_pkey",
 ];
@@ -39,9 +40,9 @@ pub(super) async fn schema(lease: &mut Lease) -> Result<Option<String>, Error> {
         return Ok(Some(format!("the index {missing} is missing or invalid")));
     }
     let select = "SELECT tgname::text FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
-         WHERE NOT tgisinternal AND relname IN ('event', 'event_id', 'head', 'ranges', 'rollup_counts', 'rollup_users', 'view_state')
+         WHERE NOT tgisinternal AND relname IN ('event', 'event_id', 'head', 'ranges', 'rollup_counts', 'rollup_users', 'usage', 'view_state')
          UNION ALL
-         SELECT rulename::text FROM pg_rules WHERE tablename IN ('event', 'event_id', 'head', 'ranges', 'rollup_counts', 'rollup_users')
+         SELECT rulename::text FROM pg_rules WHERE tablename IN ('event', 'event_id', 'head', 'ranges', 'rollup_counts', 'rollup_users', 'usage')
          LIMIT 1";
     let row = lease.query_opt(select, &[]).await?;
     row.map(|row| Ok(format!("the trigger or rule {} is not ours", row.try_get::<_, String>(0)?))).transpose()

@@ -57,8 +57,14 @@ impl Head {
 /// Earliest and latest corrected time of each block that got new events.
 type Blocks = BTreeMap<(ProjectId, u64), (i64, i64)>;
 
+/// A UTC day.
+const DAY_MS: i64 = 86_400_000;
+
+/// How many events of each project arrived on each UTC day.
+type Usage = BTreeMap<(ProjectId, i64), u64>;
+
 /// Appends batches: the events first, numbered from the head as they prove to be new; then the `ranges` rows, the blocks,
-/// and last the heads. Every batch is checked for its project before anything is written.
+/// the usage, and last the heads. Every batch is checked for its project before anything is written.
 pub(super) fn append(turn: &mut Turn<'_>, batches: &[ValidBatch]) -> Result<Vec<Appended>, Error> {
     let mut heads = BTreeMap::new();
     for batch in batches {
@@ -67,13 +73,16 @@ pub(super) fn append(turn: &mut Turn<'_>, batches: &[ValidBatch]) -> Result<Vec<
         }
     }
     let mut statements = Statements::prepare(turn.connection)?;
-    let mut blocks = Blocks::new();
+    let (mut blocks, mut usage) = (Blocks::new(), Usage::new());
     let mut appended = Vec::with_capacity(batches.len());
     for batch in batches {
         let head = heads.get_mut(&batch.project).expect("every batch's head was read above");
         appended.push(statements.append(batch, head, &mut blocks)?);
+        let day = usage.entry((batch.project, batch.received.ms().div_euclid(DAY_MS))).or_default();
+        *day += batch.events.len() as u64 + batch.rejected();
     }
     write_blocks(turn.connection, &blocks)?;
+    write_usage(turn.connection, &usage)?;
     for (project, head) in heads {
         head.write(turn.connection, project)?;
         turn.heads.insert(project, head);
@@ -279,6 +288,17 @@ fn write_blocks(connection: &Connection, blocks: &Blocks) -> Result<(), Error> {
     )?;
     for ((project, block), (from_ms, to_ms)) in blocks {
         upsert.execute(params![project.0, int(*block), from_ms, to_ms])?;
+    }
+    Ok(())
+}
+
+fn write_usage(connection: &Connection, usage: &Usage) -> Result<(), Error> {
+    let mut upsert = connection.prepare_cached(
+        "INSERT INTO usage (project, day, received) VALUES (?1, ?2, ?3)
+         ON CONFLICT DO UPDATE SET received = received + excluded.received",
+    )?;
+    for ((project, day), received) in usage {
+        upsert.execute(params![project.0, day, int(*received)])?;
     }
     Ok(())
 }

@@ -220,12 +220,12 @@ impl Sqlite {
         self.read(move |connection| append::batch(connection, project, batch)).await
     }
 
-    pub(super) async fn received_since(&self, project: ProjectId, from_ms: i64) -> Result<u64, Error> {
+    pub(super) async fn received_since(&self, project: ProjectId, day: i64) -> Result<u64, Error> {
         self.read(move |connection| {
             let mut select = connection.prepare_cached(
-                "SELECT coalesce(sum(received), 0) FROM ranges WHERE project = ?1 AND received_ms >= ?2",
+                "SELECT coalesce(sum(received), 0) FROM usage WHERE project = ?1 AND day >= ?2",
             )?;
-            Ok(select.query_row(rusqlite::params![project.0, from_ms], |row| row.get(0).map(uint))?)
+            Ok(select.query_row(rusqlite::params![project.0, day], |row| row.get(0).map(uint))?)
         })
         .await
     }

@@ -1,4 +1,8 @@
--- Raises what was used to what the store knows of. KEYS: limits. ARGV: used today, used this month.
+-- Raises what was used to what the store knows of. KEYS: limits. ARGV: used in the day, in the month, the day.
+-- Returns 0 when that was another day: what it says would be taken for today's.
+if tonumber(ARGV[3]) ~= day then
+  return 0
+end
 local was = redis.call('HMGET', KEYS[1], 'day', 'day_used', 'month', 'month_used')
 local day_used = tonumber(was[1]) == day and tonumber(was[2]) or 0
 local month_used = tonumber(was[3]) == month and tonumber(was[4]) or 0

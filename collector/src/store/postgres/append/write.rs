@@ -37,11 +37,18 @@ const LOCK_HEADS: &str = "
            (SELECT max(id) FROM segment)
     FROM head WHERE project = ANY($1) ORDER BY project FOR UPDATE OF head";
 
+/// With what they add to their projects' days.
 const INSERT_RANGES: &str = "
-    INSERT INTO ranges (id, project, part, parts, first, last, batch, received_ms, received, stored, duplicate, quarantined,
-                        rejected, verdicts, refused)
-    SELECT * FROM unnest($1::int8[], $2::int4[], $3::int4[], $4::int4[], $5::int8[], $6::int8[], $7::uuid[], $8::int8[],
-                         $9::int8[], $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::text[], $15::text[])";
+    WITH added AS (
+        INSERT INTO ranges (id, project, part, parts, first, last, batch, received_ms, received, stored, duplicate,
+                            quarantined, rejected, verdicts, refused)
+        SELECT * FROM unnest($1::int8[], $2::int4[], $3::int4[], $4::int4[], $5::int8[], $6::int8[], $7::uuid[], $8::int8[],
+                             $9::int8[], $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::text[], $15::text[])
+        RETURNING project, received_ms, received
+    )
+    INSERT INTO usage AS known (project, day, received)
+    SELECT project, floor(received_ms / 86400000.0)::int8, sum(received) FROM added GROUP BY 1, 2 ORDER BY 1, 2
+    ON CONFLICT (project, day) DO UPDATE SET received = known.received + excluded.received";
 
 /// Those of an append's ranges that are as it wrote them.
 const COUNT_WRITTEN: &str = "
