@@ -1,5 +1,5 @@
 -- How many different users: a sketch per name and hour of corrected time, day, and all time. `hours` is how many the cell
--- covers: 1, 24, or 0 for all time, which begins at 0. The sketch is HyperLogLog as in docs/decisions/0006. Events without
+-- covers: 1, 24, or 0 for all time, which begins at 0. The sketch is HyperLogLog as in docs/decisions/0007. Events without
 -- a user are in none. In the order of time, so that a recent span of all names is read in one piece.
 CREATE TABLE rollup_users (
     project    INTEGER NOT NULL,

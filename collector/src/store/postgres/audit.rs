@@ -4,7 +4,7 @@ use std::pin::pin;
 use futures_util::TryStreamExt;
 use tokio_postgres::types::ToSql;
 
-use super::counts::{COUNTS, TALLY, TALLY_GROUP, read_tally};
+use super::counts::{COUNTS, TALLY, read_tally};
 use super::events::{COLUMNS, POSITION_MAX, read_event, read_ledger, small};
 use super::pool::Lease;
 use super::segments::spans;
@@ -251,7 +251,7 @@ impl Walk<'_> {
     ) -> Result<(), Error> {
         let sql = format!(
             "WITH added AS MATERIALIZED (
-                 SELECT {TALLY} FROM event_{segment} AS event WHERE {window} GROUP BY {TALLY_GROUP}
+                 SELECT {TALLY} FROM event_{segment} AS event WHERE {window} GROUP BY name, hour_ms, position >> {BLOCK_BITS}
              ), upserted AS (
                  INSERT INTO audit_recount AS known SELECT name, hour_ms, sum(count) FROM added GROUP BY name, hour_ms
                  ON CONFLICT (name, hour_ms) DO UPDATE SET count = known.count + excluded.count

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::pool::Lease;
 use super::segments::spans;
-use super::{Postgres, int, project_id, project_number, uint, users};
+use super::{BLOCK_BITS, Postgres, int, project_id, project_number, uint, users};
 use crate::insight::Tally;
 use crate::project::ProjectId;
 use crate::store::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, Error, ViewProgress, ViewState};
@@ -31,13 +31,13 @@ const LOCK_LIVE: &str = "SELECT generation FROM view_live WHERE view = $1 AND pr
 const COUNT_ROWS_MAX: usize = 100_000;
 
 /// What the events of a stretch add up to: name, beginning of the hour of the corrected time (also before 1970), count and
-/// users. In pieces of 4,096 positions, so that the users of one row take 8 MiB at most, whatever they call themselves.
+/// users. Grouped by name, hour and block of 4,096 positions, so that the users of one row take 8 MiB at most, whatever they
+/// call themselves.
 pub(super) const TALLY: &str = "
     name,
     corrected_ms(time_ms, skew_ms) - ((corrected_ms(time_ms, skew_ms) % 3600000) + 3600000) % 3600000 AS hour_ms,
     count(*) AS count,
     array_agg(user_id) FILTER (WHERE user_id IS NOT NULL) AS users";
-pub(super) const TALLY_GROUP: &str = "name, hour_ms, position >> 12";
 
 impl Postgres {
     pub(in crate::store) async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
@@ -236,7 +236,7 @@ pub(super) async fn step(
     let sql = format!(
         "WITH added AS MATERIALIZED (
              SELECT {TALLY} FROM event_{} AS event
-             WHERE project = $1 AND position > $2 AND position <= $3 GROUP BY {TALLY_GROUP}
+             WHERE project = $1 AND position > $2 AND position <= $3 GROUP BY name, hour_ms, position >> {BLOCK_BITS}
          ), upserted AS (
              INSERT INTO rollup_counts AS known (project, generation, hour_ms, count, name)
              SELECT $1, $4, hour_ms, sum(count), name FROM added GROUP BY name, hour_ms
