@@ -15,7 +15,8 @@ CREATE TABLE rollup_users (
 ALTER TABLE rollup_users ALTER COLUMN sketch SET STORAGE EXTERNAL;
 
 -- Whether a generation has had users from its first event on: one that was there before this table has not, until the
--- counts are rebuilt.
+-- counts are rebuilt. One that contains nothing yet gets it with its first step, unless a worker of the version before, which
+-- counts no users, is faster.
 ALTER TABLE view_state ADD COLUMN has_users boolean NOT NULL DEFAULT false;
 
 -- A rebuild would go on with an unfinished generation.
@@ -24,5 +25,3 @@ WHERE live.view = 'counts' AND live.project = rollup_counts.project AND rollup_c
 DELETE FROM view_state USING view_live AS live
 WHERE live.view = 'counts' AND view_state.view = 'counts' AND live.project = view_state.project
   AND view_state.generation > live.generation;
-
-UPDATE view_state SET has_users = true WHERE applied_to = 0;

@@ -319,6 +319,10 @@ async fn an_older_database_is_upgraded_and_a_rebuild_counts_its_users() {
     file.execute_batch(OLDER_SQLITE).unwrap();
     drop(file);
     upgraded(&folder.open()).await;
+    upgraded(&older_postgres().await.open().await).await;
+}
+
+async fn older_postgres() -> Database {
     let database = Database::new().await;
     let store = database.open().await;
     let account = store.create_account("ada@example.com", "team").await.unwrap();
@@ -329,7 +333,26 @@ async fn an_older_database_is_upgraded_and_a_rebuild_counts_its_users() {
     count_all(&store, shop).await;
     store.close().await.unwrap();
     database.sql().await.batch_execute(OLDER_POSTGRES).await.unwrap();
-    upgraded(&database.open().await).await;
+    database
+}
+
+#[tokio::test]
+async fn no_number_is_told_where_a_worker_of_the_version_before_counted_first() {
+    let database = older_postgres().await;
+    let store = database.open().await;
+    let empty = ProjectId(2);
+    let of = |user: &str| Event { user: Some(user.into()), time: at(1_709_290_800_000), ..event(user, "a") };
+    store.append(vec![batch(empty, vec![of("ada")])]).await.unwrap();
+    let older_worker = "
+        INSERT INTO rollup_counts (project, generation, hour_ms, count, name) VALUES (2, 1, 1709290800000, 1, 'a');
+        UPDATE view_state SET applied_to = 1 WHERE project = 2 AND generation = 1";
+    database.sql().await.batch_execute(older_worker).await.unwrap();
+    store.append(vec![batch(empty, vec![of("grace")])]).await.unwrap();
+    holds(&store).await;
+    assert_eq!(store.users(empty, CountsQuery::default()).await.unwrap(), None);
+    store.rebuild_counts(empty, |_, _| {}).await.unwrap();
+    assert_eq!(users(&store, empty, &CountsQuery::default()).await.total, 2);
+    holds(&store).await;
 }
 
 async fn upgraded(store: &Store) {

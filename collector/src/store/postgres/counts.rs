@@ -253,7 +253,8 @@ pub(super) async fn step(
     users::add(lease, "rollup_users", project, generation, tally).await?;
     let update = lease
         .prepared(
-            "UPDATE view_state SET applied_to = $4 WHERE view = $1 AND project = $2 AND generation = $3",
+            "UPDATE view_state SET applied_to = $4, has_users = has_users OR applied_to = 0
+             WHERE view = $1 AND project = $2 AND generation = $3",
         )
         .await?;
     lease.execute(&update, &[&COUNTS, &number, &generation_number, &int(through)]).await?;
