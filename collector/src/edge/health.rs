@@ -82,6 +82,9 @@ impl Health {
     }
 }
 
+/// How long figures wait for the ledger: everything else is known at once, and Prometheus gives up after 10 s.
+const LEDGER_TIMEOUT: Duration = Duration::from_secs(1);
+
 #[derive(Serialize)]
 struct StatusDocument {
     status: &'static str,
@@ -116,7 +119,7 @@ pub(super) async fn live() -> Response {
     reply::json(StatusCode::OK, &StatusDocument { status: "live", spool: None })
 }
 
-/// `GET /healthz/ready`: a batch sent now would be stored.
+/// `GET /healthz/ready`: a batch sent now would be stored. Of a process that takes none: it can do its part of that.
 pub(super) async fn ready(extract::State(edge): extract::State<State>) -> Response {
     if edge.draining.is_cancelled() {
         return Refusal::new(Cause::Unavailable, "the collector is stopping").into_response();
@@ -124,19 +127,25 @@ pub(super) async fn ready(extract::State(edge): extract::State<State>) -> Respon
     if let Err(refusal) = edge.health.check_room() {
         return refusal.into_response();
     }
-    // Behind a durable bus an edge takes batches while the store is away, and should get them.
-    let serving = if edge.roles.has(Role::Edge) {
-        edge.ingest.serving().map_err(|error| error.to_string())
-    } else {
-        edge.query.serving().map_err(|error| error.to_string())
-    };
-    match serving {
+    match serving(&edge) {
         Ok(()) => {
             let spool = edge.ingest.spooled().map(SpoolDocument::new);
             reply::json(StatusCode::OK, &StatusDocument { status: "ready", spool })
         }
         Err(reason) => Refusal::new(Cause::Unavailable, reason).into_response(),
     }
+}
+
+fn serving(edge: &State) -> Result<(), String> {
+    // Behind a durable bus an edge takes batches while the store is away, and should get them.
+    if !edge.roles.has(Role::Edge) {
+        edge.query.serving().map_err(|error| error.to_string())?;
+    }
+    // Who only answers readers does without a broker.
+    if [Role::Edge, Role::Storage, Role::Insight].into_iter().any(|role| edge.roles.has(role)) {
+        edge.ingest.serving().map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]
@@ -152,23 +161,29 @@ pub(super) async fn version() -> Response {
     reply::json(StatusCode::OK, &document)
 }
 
-/// `GET /metrics`: Prometheus' text format.
-pub(super) async fn metrics(extract::State(edge): extract::State<State>) -> Result<Response, Refusal> {
+/// `GET /metrics`: Prometheus' text format. While the store is away the ledger stands still, and everything else goes on:
+/// that is when it is looked at.
+pub(super) async fn metrics(extract::State(edge): extract::State<State>) -> Response {
     if let Some(spooled) = edge.ingest.spooled() {
         edge.metrics.spool(spooled.batches, spooled.bytes, age_s(spooled));
     }
-    let ledger = edge.query.ledger().await?;
-    edge.metrics.ledger(
-        ledger.received,
-        &[
-            ("stored", ledger.stored),
-            ("duplicate", ledger.duplicate),
-            ("quarantined", ledger.quarantined),
-            ("rejected", ledger.rejected),
-        ],
-    );
+    let ledger = async {
+        edge.query.serving()?;
+        edge.query.ledger().await
+    };
+    if let Ok(Ok(ledger)) = tokio::time::timeout(LEDGER_TIMEOUT, ledger).await {
+        edge.metrics.ledger(
+            ledger.received,
+            &[
+                ("stored", ledger.stored),
+                ("duplicate", ledger.duplicate),
+                ("quarantined", ledger.quarantined),
+                ("rejected", ledger.rejected),
+            ],
+        );
+    }
     let headers = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"), (CACHE_CONTROL, "no-store")];
-    Ok((headers, edge.metrics.render()).into_response())
+    (headers, edge.metrics.render()).into_response()
 }
 
 #[cfg(test)]

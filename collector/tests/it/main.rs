@@ -37,6 +37,7 @@ mod quota;
 mod rolling;
 mod serve_backends;
 mod serve_broker;
+mod serve_away;
 mod serve_limits;
 mod serve_server_tls;
 mod serve_spool;
