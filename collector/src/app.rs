@@ -86,20 +86,36 @@ impl Foundation {
                 (Store::sqlite(SqliteOptions::new(config.data.join(DATABASE_FILE)))?, Some(lock))
             }
         };
+        // Project 1 of one store is another project than project 1 of the next: what carries them belongs to one store.
+        let identity = Some(store.identity());
         let bus = match broker(config) {
-            Some(options) => Bus::rabbitmq(RabbitOptions { spool, ..options }).await?,
+            Some(options) => {
+                Bus::rabbitmq(RabbitOptions { spool, store: identity.clone(), ..options }).await?
+            }
             None => Bus::in_process(bus::Limits::default()),
         };
         let cache = match &config.cache_url {
-            Some(url) => redis(url.secret(), config.cache_ca_file.as_deref()).await?,
+            Some(url) => {
+                let prefix = Some(&*config.cache_prefix);
+                redis(url.secret(), prefix, config.cache_ca_file.as_deref(), identity).await?
+            }
             None => Cache::memory(),
         };
         Ok(Self { store, bus, cache, _lock: lock })
     }
 }
 
-async fn redis(url: &str, ca_file: Option<&Path>) -> Result<Cache, cache::Error> {
-    let options = RedisOptions::new(url)?;
+async fn redis(
+    url: &str,
+    prefix: Option<&str>,
+    ca_file: Option<&Path>,
+    identity: Option<String>,
+) -> Result<Cache, cache::Error> {
+    let mut options = RedisOptions::new(url)?;
+    if let Some(prefix) = prefix {
+        prefix.clone_into(&mut options.prefix);
+    }
+    options.store = identity;
     let options = match ca_file {
         Some(file) => options.trusting(file)?,
         None => options,
@@ -111,6 +127,7 @@ fn broker(config: &Config) -> Option<RabbitOptions> {
     let mut options = RabbitOptions::new(config.bus.url.clone()?);
     options.shards = u16::try_from(config.bus.shards).unwrap_or(u16::MAX);
     options.writers = config.bus.writers;
+    options.prefix.clone_from(&config.bus.prefix);
     options.ca_file.clone_from(&config.bus.ca_file);
     Some(options)
 }
@@ -271,6 +288,8 @@ pub struct Servers {
     pub accounts_url: Option<String>,
     /// The Redis, when there is one: what is changed is told to all through it.
     pub cache_url: Option<String>,
+    /// What the names there begin with, when that isn't the usual.
+    pub cache_prefix: Option<String>,
     /// The certificate authorities of a `rediss://` server; the system's without it.
     pub cache_ca_file: Option<PathBuf>,
 }
@@ -280,12 +299,15 @@ pub struct Servers {
 /// # Errors
 /// When a server can't be reached or used.
 pub async fn beside_servers(servers: &Servers) -> Result<(Store, Reader), Error> {
-    let cache = match &servers.cache_url {
-        Some(url) => redis(url, servers.cache_ca_file.as_deref()).await?,
-        None => Cache::memory(),
-    };
     let options = PostgresOptions::parse(&servers.store_url, servers.accounts_url.as_deref())?;
     let store = Store::postgres(options).await?;
+    let cache = match &servers.cache_url {
+        Some(url) => {
+            let (prefix, ca_file) = (servers.cache_prefix.as_deref(), servers.cache_ca_file.as_deref());
+            redis(url, prefix, ca_file, Some(store.identity())).await?
+        }
+        None => Cache::memory(),
+    };
     let reader = Reader::new(store.clone(), cache);
     Ok((store, reader))
 }

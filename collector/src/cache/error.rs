@@ -43,6 +43,19 @@ pub enum Error {
         /// What the system said.
         reason: String,
     },
+    /// Another collector uses these keys.
+    #[error(
+        "redis at {server} belongs to another collector ({prefix}:{{store}} says {owner}); give each collector a [cache] prefix of \
+         its own; if that one is gone for good, delete this key"
+    )]
+    OtherStore {
+        /// Host and port.
+        server: String,
+        /// What its keys begin with.
+        prefix: String,
+        /// The other's store.
+        owner: String,
+    },
     /// The server can't be reached, or can't be used now.
     #[error("redis at {server} is away ({reason}); check that it runs and that [cache] url names it")]
     Away {

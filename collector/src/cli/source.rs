@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use crate::app::Servers;
 use crate::config::{
-    ACCOUNTS_URL_VARIABLE, CA_FILE_VARIABLE, CACHE_CA_FILE_VARIABLE, CACHE_URL_VARIABLE, DATA_DEFAULT,
-    DATA_VARIABLE, KEY_VARIABLE, STORE_URL_VARIABLE, URL_VARIABLE,
+    ACCOUNTS_URL_VARIABLE, CA_FILE_VARIABLE, CACHE_CA_FILE_VARIABLE, CACHE_PREFIX_VARIABLE,
+    CACHE_URL_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, STORE_URL_VARIABLE, URL_VARIABLE,
 };
 use crate::project::{KeyKind, Project};
 use crate::query::EventsQuery;
@@ -166,7 +166,7 @@ impl Source {
 }
 
 /// Every variable that says which collector a command is about.
-const VARIABLES: [&str; 8] = [
+const VARIABLES: [&str; 9] = [
     URL_VARIABLE,
     KEY_VARIABLE,
     CA_FILE_VARIABLE,
@@ -174,6 +174,7 @@ const VARIABLES: [&str; 8] = [
     STORE_URL_VARIABLE,
     ACCOUNTS_URL_VARIABLE,
     CACHE_URL_VARIABLE,
+    CACHE_PREFIX_VARIABLE,
     CACHE_CA_FILE_VARIABLE,
 ];
 
@@ -212,6 +213,7 @@ fn place(access: &Access, variable: impl Fn(&str) -> Option<String>) -> Place {
             store_url,
             accounts_url: variable(ACCOUNTS_URL_VARIABLE),
             cache_url: access.cache_url.clone().or_else(|| variable(CACHE_URL_VARIABLE)),
+            cache_prefix: variable(CACHE_PREFIX_VARIABLE),
             cache_ca_file: variable(CACHE_CA_FILE_VARIABLE).map(PathBuf::from),
         });
     }

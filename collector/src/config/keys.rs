@@ -40,6 +40,9 @@ pub const ACCOUNTS_URL_VARIABLE: &str = "EVENTBUCKET_STORE_ACCOUNTS_URL";
 /// Names the Redis, for `serve` and for the commands that manage.
 pub const CACHE_URL_VARIABLE: &str = "EVENTBUCKET_CACHE_URL";
 
+/// Names what keys in Redis begin with.
+pub const CACHE_PREFIX_VARIABLE: &str = "EVENTBUCKET_CACHE_PREFIX";
+
 /// Names the certificate authorities of a Redis with TLS.
 pub const CACHE_CA_FILE_VARIABLE: &str = "EVENTBUCKET_CACHE_CA_FILE";
 
@@ -130,6 +133,13 @@ pub(super) const KEYS: &[Key] = &[
         ..absent("bus.ca_file", "EVENTBUCKET_BUS_CA_FILE", "rabbitmq-ca.pem")
     },
     Key {
+        about: &[
+            "What every exchange and queue is called first: the same in every process of a collector, another for each",
+            "collector on one virtual host.",
+        ],
+        ..text("bus.prefix", "EVENTBUCKET_BUS_PREFIX", "eventbucket")
+    },
+    Key {
         about: &["Queues that the projects are spread over; the same in every process of a collector."],
         ..number("bus.shards", "EVENTBUCKET_BUS_SHARDS", "8")
     },
@@ -149,6 +159,13 @@ pub(super) const KEYS: &[Key] = &[
             "Relative to this file.",
         ],
         ..absent("cache.ca_file", CACHE_CA_FILE_VARIABLE, "redis-ca.pem")
+    },
+    Key {
+        about: &[
+            "What every key and channel is called first: the same in every process of a collector, another for each",
+            "collector on one Redis.",
+        ],
+        ..text("cache.prefix", CACHE_PREFIX_VARIABLE, "eventbucket")
     },
     Key {
         about: &["How long a request's headers may take."],

@@ -36,8 +36,9 @@ use ipnet::IpNet;
 
 pub use error::{Error, Mistake};
 pub use keys::{
-    ACCOUNTS_URL_VARIABLE, CA_FILE_VARIABLE, CACHE_CA_FILE_VARIABLE, CACHE_URL_VARIABLE, CONFIG_VARIABLE,
-    DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, STORE_URL_VARIABLE, URL_VARIABLE, is_variable,
+    ACCOUNTS_URL_VARIABLE, CA_FILE_VARIABLE, CACHE_CA_FILE_VARIABLE, CACHE_PREFIX_VARIABLE,
+    CACHE_URL_VARIABLE, CONFIG_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, STORE_URL_VARIABLE,
+    URL_VARIABLE, is_variable,
 };
 pub use roles::{Role, Roles};
 pub use server_url::ServerUrl;
@@ -67,6 +68,8 @@ pub struct Config {
     pub cache_url: Option<ServerUrl>,
     /// The certificate authorities of a `rediss://` server, PEM; the system's without it.
     pub cache_ca_file: Option<PathBuf>,
+    /// What every key and channel in Redis is called first.
+    pub cache_prefix: String,
     /// The HTTP side.
     pub edge: EdgeConfig,
     /// TLS on the listener; plain HTTP without it.
@@ -96,6 +99,8 @@ pub struct BusConfig {
     pub url: Option<ServerUrl>,
     /// Certificate authorities of an `amqps://` server beside the system's, PEM.
     pub ca_file: Option<PathBuf>,
+    /// What every exchange and queue is called first.
+    pub prefix: String,
     /// Queues that the projects are spread over.
     pub shards: usize,
     /// Writers of one storage process.
@@ -204,6 +209,7 @@ impl Config {
             bus: reader.bus(),
             cache_url: reader.url("cache.url", &["redis", "rediss"]),
             cache_ca_file: reader.ca_file("cache.ca_file", "cache.url"),
+            cache_prefix: reader.prefix("cache.prefix"),
             edge: reader.edge(),
             tls: reader.tls(),
             log: reader.log(),

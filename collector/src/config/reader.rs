@@ -22,6 +22,9 @@ const COUNT_MAX: usize = 1_048_576;
 /// The least a spool may hold: the largest batch, of 16 MiB, with what keeping it takes, and as much again.
 const SPOOL_BYTES_MIN: u64 = 32 * 1024 * 1024;
 
+/// The longest prefix: names of queues and exchanges end at 255 bytes, and what follows it takes 20.
+const PREFIX_CHARS_MAX: usize = 64;
+
 /// Reads values one by one; after a mistake it goes on with a stand-in, which `finish` keeps from being used.
 pub(super) struct Reader<'a> {
     settings: &'a Settings,
@@ -119,9 +122,24 @@ impl<'a> Reader<'a> {
         BusConfig {
             url: self.url("bus.url", &["amqp", "amqps"]),
             ca_file: self.ca_file("bus.ca_file", "bus.url"),
+            prefix: self.prefix("bus.prefix"),
             shards: self.within("bus.shards", 256),
             writers: self.within("bus.writers", 64),
         }
+    }
+
+    /// What names in a server begin with. What isn't plain means something else there: a pattern, a hash tag, a path.
+    pub(super) fn prefix(&mut self, name: &str) -> String {
+        self.parsed(name, |text| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
+            if (1..=PREFIX_CHARS_MAX).contains(&text.len()) && text.chars().all(plain) {
+                return Ok(text.to_owned());
+            }
+            Err(format!(
+                "`{text}` isn't a prefix: write 1 to {PREFIX_CHARS_MAX} letters, digits, `-`, `_` or `.`"
+            ))
+        })
+        .unwrap_or_default()
     }
 
     pub(super) fn url(&mut self, name: &str, schemes: &[&str]) -> Option<ServerUrl> {

@@ -125,6 +125,16 @@ impl Store {
         }
     }
 
+    /// What tells this store from every other, whatever was restored into it: a broker and a Redis carry it as a mark of
+    /// whose they are. A copy has the same one.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => format!("sqlite-{}", sqlite.begun_ms()),
+            Backend::Postgres(postgres) => format!("postgres-{}", postgres.identity()),
+        }
+    }
+
     /// Appends batches in one transaction and returns when it is on disk. What is in the log already keeps its place and
     /// gets a `duplicate` verdict.
     ///

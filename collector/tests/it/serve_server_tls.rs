@@ -88,10 +88,10 @@ impl Encrypted {
     }
 }
 
-fn refused(config: &Path, parts: &[&str]) {
-    let data = tempfile::tempdir().unwrap();
+/// The store is the one that the broker knows.
+fn refused(data: &Path, config: &Path, parts: &[&str]) {
     let mut command = eventbucket(&["serve", "--listen", "127.0.0.1:0", "--data"]);
-    command.arg(data.path().join("data")).arg("--config").arg(config);
+    command.arg(data).arg("--config").arg(config);
     run(command).assert_failed(1, parts);
 }
 
@@ -99,7 +99,8 @@ fn refused(config: &Path, parts: &[&str]) {
 async fn a_collector_speaks_tls_to_its_servers_and_believes_only_those_it_was_told_to() {
     let servers = tokio::task::spawn_blocking(Encrypted::start).await.unwrap();
     let config = servers.config("localhost", Some("own.pem"), Some("own.pem"));
-    let collector = Collector::start_with(&["--config", config.to_str().unwrap()]);
+    let data = servers.folder.path().join("data");
+    let collector = Collector::start_in(&data, &["--config", config.to_str().unwrap()]);
     let answer =
         collector.send(json!({"events": [{"id": "a", "name": "sent"}, {"id": "b", "name": "sent"}]})).await;
     assert!(answer.to_string().contains("accepted"), "{answer}");
@@ -110,11 +111,11 @@ async fn a_collector_speaks_tls_to_its_servers_and_believes_only_those_it_was_to
 
     let signed_by_nobody =
         ["RabbitMQ at amqps://guest:***@localhost", "invalid peer certificate", "[bus] ca_file"];
-    refused(&servers.config("localhost", Some("other.pem"), Some("own.pem")), &signed_by_nobody);
-    refused(&servers.config("localhost", None, Some("own.pem")), &signed_by_nobody);
+    refused(&data, &servers.config("localhost", Some("other.pem"), Some("own.pem")), &signed_by_nobody);
+    refused(&data, &servers.config("localhost", None, Some("own.pem")), &signed_by_nobody);
     let another_name = ["not valid for name", "[bus] ca_file"];
-    refused(&servers.config("127.0.0.1", Some("own.pem"), Some("own.pem")), &another_name);
+    refused(&data, &servers.config("127.0.0.1", Some("own.pem"), Some("own.pem")), &another_name);
     let by_nobody = ["redis at localhost", "invalid peer certificate", "[cache] ca_file"];
-    refused(&servers.config("localhost", Some("own.pem"), Some("other.pem")), &by_nobody);
-    refused(&servers.config("localhost", Some("own.pem"), None), &by_nobody);
+    refused(&data, &servers.config("localhost", Some("own.pem"), Some("other.pem")), &by_nobody);
+    refused(&data, &servers.config("localhost", Some("own.pem"), None), &by_nobody);
 }

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::options::RabbitOptions;
 use super::publisher::unavailable;
-use super::topology::Topology;
+use super::topology::{STORE_MARKER, Topology};
 use crate::bus::Error;
 
 /// How long making a connection and declaring everything may take: a broker under load takes seconds for 16 queues.
@@ -72,6 +72,14 @@ impl Standing {
 /// What a broker says, in a sentence that holds no password.
 pub(super) fn words(options: &RabbitOptions, error: &lapin::Error) -> String {
     let text = error.to_string();
+    let marker = format!("{}.{STORE_MARKER}", options.prefix);
+    if text.contains("inequivalent") && text.contains(&format!("'{marker}'")) {
+        return format!(
+            "RabbitMQ at {} carries the batches of another store ({text}); give each collector a [bus] prefix or a virtual host \
+             of its own; if that store is gone for good, delete the queue {marker}",
+            options.url
+        );
+    }
     if text.contains("PRECONDITION_FAILED") || text.contains("inequivalent") {
         return format!(
             "RabbitMQ at {} has queues that were declared with other settings ({text}); give every process the same [bus] \

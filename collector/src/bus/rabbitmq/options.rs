@@ -15,6 +15,8 @@ pub struct RabbitOptions {
     pub ca_file: Option<PathBuf>,
     /// What every exchange and queue is called first, so that several collectors can share a virtual host.
     pub prefix: String,
+    /// Whose batches these are: the broker refuses processes of another store. Everybody's without it.
+    pub store: Option<String>,
     /// Queues that the projects are spread over.
     pub shards: u16,
     /// Receiving ends of accepted batches in one process.
@@ -44,6 +46,7 @@ impl RabbitOptions {
             url,
             ca_file: None,
             prefix: "eventbucket".to_owned(),
+            store: None,
             shards: 8,
             writers: 2,
             queue_bytes_max: QUEUE_BYTES_MAX,

@@ -15,10 +15,14 @@ const DELIVERY_LIMIT: i64 = 100;
 /// Announced ranges that may wait for views: hints, of which the newest heals what the oldest told.
 const RANGES_WAITING_MAX: i64 = 10_000;
 
+/// What the queue is called that says whose batches are here.
+pub(super) const STORE_MARKER: &str = "store";
+
 /// The names of everything, and the rules each is declared with.
 #[derive(Clone, Debug)]
 pub(super) struct Topology {
     prefix: String,
+    store: Option<String>,
     pub(super) shards: u16,
     queue_bytes_max: i64,
 }
@@ -26,7 +30,12 @@ pub(super) struct Topology {
 impl Topology {
     pub(super) fn new(options: &RabbitOptions) -> Self {
         let queue_bytes_max = i64::try_from(options.queue_bytes_max).unwrap_or(i64::MAX);
-        Self { prefix: options.prefix.clone(), shards: options.shards.max(1), queue_bytes_max }
+        Self {
+            prefix: options.prefix.clone(),
+            store: options.store.clone(),
+            shards: options.shards.max(1),
+            queue_bytes_max,
+        }
     }
 
     /// The shard of a project: Fibonacci hashing spreads numbers that follow each other.
@@ -65,6 +74,10 @@ impl Topology {
 
     /// Declares everything. What is there already with other settings is an error of the broker's.
     pub(super) async fn declare(&self, channel: &Channel) -> lapin::Result<()> {
+        if let Some(store) = &self.store {
+            // Before anything else is made: who is refused leaves nothing.
+            self.queue(channel, self.named(STORE_MARKER), self.store_marker(store)).await?;
+        }
         for (exchange, kind) in [
             (self.accepted(), ExchangeKind::Direct),
             (self.stored(), ExchangeKind::Direct),
@@ -102,6 +115,15 @@ impl Topology {
             ("x-dead-letter-exchange", AMQPValue::LongString(self.dead().as_str().into())),
             ("x-dead-letter-strategy", text("at-least-once")),
             ("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT)),
+        ])
+    }
+
+    /// Another queue that nobody uses: where its dead letters would go names the store whose batches are here, so that the
+    /// broker refuses a process of another. Nothing is ever put into it.
+    fn store_marker(&self, store: &str) -> FieldTable {
+        quorum(&[
+            ("x-dead-letter-exchange", AMQPValue::LongString(self.dead().as_str().into())),
+            ("x-dead-letter-routing-key", AMQPValue::LongString(store.into())),
         ])
     }
 
@@ -154,7 +176,7 @@ mod tests {
 
     #[test]
     fn projects_that_follow_each_other_are_spread_over_all_shards() {
-        let topology = Topology { prefix: "t".to_owned(), shards: 8, queue_bytes_max: 1 };
+        let topology = Topology { prefix: "t".to_owned(), store: None, shards: 8, queue_bytes_max: 1 };
         let mut counts = [0; 8];
         (1..=800).for_each(|project| counts[usize::from(topology.shard(ProjectId(project)))] += 1);
         assert!(counts.iter().all(|count| (80..=120).contains(count)), "{counts:?}");

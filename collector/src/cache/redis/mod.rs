@@ -10,6 +10,9 @@ mod link;
 /// Lua.
 mod script;
 
+/// Whose all of it is.
+mod claim;
+
 /// What keys may do.
 mod keys;
 
@@ -37,6 +40,7 @@ use std::sync::atomic::AtomicUsize;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::project::ProjectId;
+use crate::telemetry::complaint::Complaint;
 
 use super::Error;
 use super::keys::RecentKeys;
@@ -53,7 +57,11 @@ pub use options::RedisOptions;
 pub(super) struct Redis(Arc<Shared>);
 
 struct Shared {
+    server: String,
     prefix: String,
+    store: Option<String>,
+    /// That another store's processes are here.
+    foreign: Complaint,
     scripts: Scripts,
     /// For what requests wait for.
     asks: Link,
@@ -71,7 +79,8 @@ struct Shared {
 impl Redis {
     pub(super) async fn start(options: RedisOptions) -> Result<Self, Error> {
         let client = options.client()?;
-        let prefix = options.prefix.clone();
+        let (prefix, store) = (options.prefix.clone(), options.store.clone());
+        let server = options.address.addr().to_string();
         let cancel = CancellationToken::new();
         let guard = cancel.clone().drop_guard();
         // A process that was cut off doesn't know what was revoked meanwhile, nor whether Redis came back older. So nothing
@@ -84,7 +93,10 @@ impl Redis {
         let channels = Channels::new(client, &prefix, recent.clone(), cancel.clone());
         let outgoing = Outgoing::start(asks.clone(), &prefix, cancel.clone());
         let redis = Self(Arc::new(Shared {
+            server,
             prefix,
+            store,
+            foreign: Complaint::new(),
             scripts: Scripts::new(),
             asks,
             bulk,
@@ -95,6 +107,7 @@ impl Redis {
             edges: AtomicUsize::new(1),
             _tasks: guard,
         }));
+        redis.claim().await?;
         tokio::spawn(limits::give_back_idle(Arc::downgrade(&redis.0), cancel));
         Ok(redis)
     }

@@ -9,6 +9,7 @@ impl Redis {
     }
 
     pub(in crate::cache) async fn heartbeat(&self, node: &Node) -> bool {
+        self.keep_claim().await;
         let Ok(text) = serde_json::to_string(node) else { return false };
         let mut call = self.0.scripts.heartbeat.prepare_invoke();
         call.key(&self.node_names()[..]).arg(&node.id).arg(text).arg(ttl_ms());

@@ -19,6 +19,8 @@ pub struct RedisOptions {
     /// What every key begins with, so that several collectors can share a server. All processes of one collector need the
     /// same.
     pub prefix: String,
+    /// Whose keys these are: a process of another store doesn't start. Everybody's without it.
+    pub store: Option<String>,
     /// The certificate authority of a `rediss://` server, PEM; the system's when there is none.
     pub root_certificate_pem: Option<Vec<u8>>,
     /// How long a request waits for an answer.
@@ -40,6 +42,7 @@ impl RedisOptions {
         Ok(Self {
             address,
             prefix: "eventbucket".to_owned(),
+            store: None,
             root_certificate_pem: None,
             answer_timeout: ANSWER_TIMEOUT,
             bulk_timeout: BULK_TIMEOUT,

@@ -5,6 +5,7 @@ use redis::Script;
 
 /// The scripts, each hashed once. They are sent by hash and loaded again when the server has forgotten them.
 pub(super) struct Scripts {
+    pub(super) claim: Script,
     pub(super) count_up: Script,
     pub(super) reset: Script,
     pub(super) take_lock: Script,
@@ -22,6 +23,7 @@ impl Scripts {
         // What day and month it is, by the clock of Redis, for the two that count by them.
         let dated = |code: &str| Script::new(&format!("{}{code}", include_str!("lua/calendar.lua")));
         Self {
+            claim: Script::new(include_str!("lua/claim.lua")),
             count_up: Script::new(include_str!("lua/count_up.lua")),
             reset: Script::new(include_str!("lua/reset.lua")),
             take_lock: Script::new(include_str!("lua/take_lock.lua")),

@@ -28,7 +28,10 @@ impl Part {
                 include_str!("../../../migrations/postgres/0003_retention.sql"),
                 include_str!("../../../migrations/postgres/0004_usage.sql"),
             ],
-            Self::Accounts => &[include_str!("../../../migrations/postgres/0001_accounts.sql")],
+            Self::Accounts => &[
+                include_str!("../../../migrations/postgres/0001_accounts.sql"),
+                include_str!("../../../migrations/postgres/0002_identity.sql"),
+            ],
         }
     }
 }

@@ -75,6 +75,7 @@ struct Shared {
     log: Pool,
     accounts: Pool,
     epoch: Arc<Epoch>,
+    identity: Uuid,
     segments: Segments,
     range_ids: RangeIds,
     /// Projects that exist and whose head was made.
@@ -101,12 +102,16 @@ impl Postgres {
         migrate::migrate(&mut lease, Part::Log).await?;
         epoch.open(&lease).await?;
         drop(lease);
-        migrate::migrate(&mut accounts.lease().await?, Part::Accounts).await?;
+        let mut lease = accounts.lease().await?;
+        migrate::migrate(&mut lease, Part::Accounts).await?;
+        let identity = lease.query_one("SELECT id FROM identity", &[]).await?.try_get(0)?;
+        drop(lease);
         Ok(Self(Arc::new(Shared {
             log,
             accounts,
             epoch,
             segments: Segments::new(options.segment_look),
+            identity,
             range_ids: RangeIds::default(),
             ensured: Mutex::default(),
             auditing: tokio::sync::Mutex::default(),
@@ -120,6 +125,10 @@ impl Postgres {
 
     pub(super) fn epoch(&self) -> Uuid {
         self.0.epoch.id()
+    }
+
+    pub(super) fn identity(&self) -> Uuid {
+        self.0.identity
     }
 
     pub(super) fn close(&self) {

@@ -114,6 +114,7 @@ struct Shared {
     writer: Option<Writer>,
     readers: Readers,
     epoch: Mutex<Uuid>,
+    begun_ms: i64,
     /// An audit reads everything and fills temporary tables: one at a time.
     auditing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -131,11 +132,13 @@ impl Sqlite {
     }
 
     fn start(options: SqliteOptions, connection: Option<Connection>) -> Result<Self, Error> {
-        let epoch = Mutex::new(open::epoch(&open::reader(&options)?)?);
+        let reader = open::reader(&options)?;
+        let (epoch, begun_ms) = (Mutex::new(open::epoch(&reader)?), open::begun_ms(&reader)?);
+        drop(reader);
         let database = Opened::at(&options.file)?;
         let writer = connection.map(|connection| Writer::start(connection, options.clone())).transpose()?;
         let readers = Readers::new(options.clone(), database);
-        Ok(Self(Arc::new(Shared { options, writer, readers, epoch, auditing: Arc::default() })))
+        Ok(Self(Arc::new(Shared { options, writer, readers, epoch, begun_ms, auditing: Arc::default() })))
     }
 
     /// Runs a job in the next transaction and returns when it is on disk.
@@ -178,6 +181,10 @@ impl Sqlite {
         *self.0.epoch.lock().unwrap_or_else(PoisonError::into_inner) = now;
         tracing::warn!(epoch = %now, "the log has a new epoch: an older copy of the database was put back");
         Ok(())
+    }
+
+    pub(super) fn begun_ms(&self) -> i64 {
+        self.0.begun_ms
     }
 
     pub(super) async fn append(&self, batches: Vec<ValidBatch>) -> Result<Vec<Appended>, Error> {

@@ -141,6 +141,11 @@ pub(super) fn epoch(connection: &Connection) -> Result<Uuid, Error> {
     Ok(Uuid::from_bytes(id))
 }
 
+/// Reads when the log was begun, to the millisecond: unlike its epoch that stays through restores.
+pub(super) fn begun_ms(connection: &Connection) -> Result<i64, Error> {
+    Ok(connection.query_row("SELECT created_ms FROM epoch", [], |row| row.get(0))?)
+}
+
 fn connect(options: &SqliteOptions, flags: OpenFlags) -> Result<Connection, Error> {
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = match &options.vfs {
