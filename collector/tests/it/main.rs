@@ -10,6 +10,7 @@ mod bus_poison;
 mod bus_publish;
 mod bus_share;
 mod bus_spool;
+mod cache_acl;
 mod cache_conformance;
 mod cache_faults;
 mod cache_fixture;
