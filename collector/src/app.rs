@@ -195,7 +195,7 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
     if config.roles.has(Role::Edge) {
         registry.spawn(ingest.clone().recount_quotas(registry.token()));
     }
-    let query = Reader::new(store.clone(), cache.clone());
+    let query = Reader::new(store.clone(), cache.clone()).with_bus(bus.clone());
     let edge_config = EdgeConfig { drain_notice: Some(drain_notice(config)), ..config.edge.clone() };
     let state = edge::State::new(ingest, query, health, edge_config, metrics).for_roles(config.roles);
     let (edge, edge_stop) = (Stage::new("edge", &root), root.child_token());

@@ -1,28 +1,33 @@
 //! Messages that nobody could process: they wait in the broker until somebody decides.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use eventbucket_protocol::Event;
 use serde::Serialize;
-use serde_json::value::RawValue;
 
 use crate::app;
 use crate::bus::{DeadLetter, DeadLetters};
-use crate::config::Flags;
+use crate::config::{CA_FILE_VARIABLE, Flags, KEY_VARIABLE, URL_VARIABLE};
+use crate::query::{LetterDeed, LetterShape, WholeLetterShape};
 
 use super::failure::Failure;
 use super::output::{Column, Output, grouped};
-use super::serve;
+use super::remote::Remote;
+use super::{serve, source};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLettersCommand {
     /// List them, the oldest first
-    #[command(after_help = "Nothing is taken: what is looked at is put back.\n\n\
+    #[command(
+        after_help = "Nothing is taken: what is looked at is put back. By the broker's address all there are, over \
+        --url those of the key's project.\n\n\
         Examples:\n  \
         eventbucket dead-letters list --config /etc/eventbucket.toml\n  \
-        EVENTBUCKET_BUS_URL=amqp://user:password@host eventbucket dead-letters list --json")]
-    List(BrokerArgs),
+        eventbucket dead-letters list --url https://events.example.com\n  \
+        EVENTBUCKET_BUS_URL=amqp://user:password@host eventbucket dead-letters list --json"
+    )]
+    List(PlaceArgs),
     /// Show one with everything in it, as JSON
     #[command(after_help = "Examples:\n  eventbucket dead-letters show 3f2a90c1d4e5")]
     Show(OneArgs),
@@ -37,12 +42,21 @@ pub(super) enum DeadLettersCommand {
     Discard(ManyArgs),
 }
 
-/// Which broker: `[bus] url` of the configuration.
+/// Where: the broker of the configuration's `[bus] url`, or a collector.
 #[derive(Debug, Args)]
-pub(super) struct BrokerArgs {
+pub(super) struct PlaceArgs {
     /// Configuration file [default: eventbucket.toml in the data folder, if there is one] [env: EVENTBUCKET_CONFIG]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "url")]
     config: Option<String>,
+    /// Address of a collector, like http://127.0.0.1:4000 [env: EVENTBUCKET_URL, where there is no [bus] url]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Secret key for --url; better in EVENTBUCKET_KEY, where other users of this machine can't see it
+    #[arg(long, value_name = "KEY", conflicts_with = "config")]
+    key: Option<String>,
+    /// Trust the certificates in this PEM file, not the system's, with --url [env: EVENTBUCKET_CA_FILE]
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    ca_file: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -53,7 +67,7 @@ pub(super) struct OneArgs {
     /// Its id, as `list` shows it
     id: String,
     #[command(flatten)]
-    broker: BrokerArgs,
+    place: PlaceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -65,55 +79,7 @@ pub(super) struct ManyArgs {
     #[arg(long)]
     all: bool,
     #[command(flatten)]
-    broker: BrokerArgs,
-}
-
-/// A message in a list.
-#[derive(Debug, Serialize)]
-struct LetterDocument<'a> {
-    id: String,
-    reason: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    time: Option<String>,
-    bytes: usize,
-    projects: &'a [u32],
-    /// Missing when the message can't be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    events: Option<usize>,
-}
-
-/// A message with everything in it.
-#[derive(Debug, Serialize)]
-struct WholeDocument<'a> {
-    #[serde(flatten)]
-    letter: LetterDocument<'a>,
-    batches: Vec<BatchDocument<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct BatchDocument<'a> {
-    project_id: u32,
-    batch_id: String,
-    received: String,
-    part: u16,
-    parts: u16,
-    events: Vec<EventDocument<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct EventDocument<'a> {
-    id: String,
-    name: &'a str,
-    time: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    description: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stream: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    correlation: Option<&'a str>,
-    properties: Option<&'a RawValue>,
+    place: PlaceArgs,
 }
 
 /// What was done to how many.
@@ -122,38 +88,154 @@ struct DoneDocument {
     messages: usize,
 }
 
+/// Where the letters are.
+enum Place {
+    /// The broker has all there are.
+    Broker(Box<DeadLetters>),
+    /// A collector shows those of a project.
+    Remote(Remote),
+}
+
 pub(super) async fn run(command: DeadLettersCommand) -> Result<ExitCode, Failure> {
-    let broker = match &command {
-        DeadLettersCommand::List(broker) => broker,
-        DeadLettersCommand::Show(args) => &args.broker,
-        DeadLettersCommand::Replay(args) | DeadLettersCommand::Discard(args) => &args.broker,
+    let args = match &command {
+        DeadLettersCommand::List(place) => place,
+        DeadLettersCommand::Show(args) => &args.place,
+        DeadLettersCommand::Replay(args) | DeadLettersCommand::Discard(args) => &args.place,
     };
-    let (output, letters) = (Output::new(broker.json), open(broker).await?);
+    let (output, mut place) = (Output::new(args.json), open(args).await?);
     let done = match &command {
-        DeadLettersCommand::List(_) => list(output, &letters),
-        DeadLettersCommand::Show(args) => show(output, &letters, &args.id),
-        DeadLettersCommand::Replay(args) => replay(output, &letters, args).await,
-        DeadLettersCommand::Discard(args) => discard(output, &letters, args).await,
+        DeadLettersCommand::List(_) => place.list().await.and_then(|letters| list(output, &letters)),
+        DeadLettersCommand::Show(args) => place.show(output, &args.id).await,
+        DeadLettersCommand::Replay(args) => place.deal(output, args, LetterDeed::Replay).await,
+        DeadLettersCommand::Discard(args) => place.deal(output, args, LetterDeed::Discard).await,
     };
-    // Whatever came of it, the rest is put back.
-    letters.close().await;
+    if let Place::Broker(walk) = place {
+        // Whatever came of it, the rest is put back.
+        walk.close().await;
+    }
     done.map(|()| ExitCode::SUCCESS)
 }
 
-async fn open(broker: &BrokerArgs) -> Result<DeadLetters, Failure> {
-    let config = serve::configuration(&Flags { config: broker.config.clone(), ..Flags::default() })?;
-    match app::dead_letters(&config).await {
-        Ok(Some(letters)) => Ok(letters),
-        Ok(None) => Err(Failure::usage("find the dead letters", "this collector has no RabbitMQ")
-            .remedy("name it by [bus] url in the configuration or by EVENTBUCKET_BUS_URL")),
-        Err(error) => Err(Failure::new("take hold of the dead letters", error)),
+async fn open(args: &PlaceArgs) -> Result<Place, Failure> {
+    let variables = source::variables()?;
+    let variable = |wanted: &str| {
+        let found = variables.iter().find(|(name, _)| *name == wanted);
+        found.map(|(_, value)| value.clone())
+    };
+    let remote = |url: &str| {
+        let key = args.key.clone().or_else(|| variable(KEY_VARIABLE));
+        let ca_file = args.ca_file.clone().or_else(|| variable(CA_FILE_VARIABLE).map(PathBuf::from));
+        Remote::new(url, key, ca_file.as_deref()).map(Place::Remote)
+    };
+    if let Some(url) = &args.url {
+        return remote(url);
+    }
+    let config = serve::configuration(&Flags { config: args.config.clone(), ..Flags::default() })?;
+    match (app::dead_letters(&config).await, variable(URL_VARIABLE)) {
+        (Ok(Some(letters)), _) => Ok(Place::Broker(Box::new(letters))),
+        (Ok(None), Some(url)) if args.config.is_none() => remote(&url),
+        (Ok(None), _) => Err(Failure::usage("find the dead letters", "this collector has no RabbitMQ")
+            .remedy("name it by [bus] url in the configuration or by EVENTBUCKET_BUS_URL, or a collector by --url")),
+        (Err(error), _) => Err(Failure::new("take hold of the dead letters", error)),
     }
 }
 
-fn list(output: Output, letters: &DeadLetters) -> Result<(), Failure> {
-    let documents: Vec<LetterDocument<'_>> = letters.list().iter().map(document).collect();
+impl Place {
+    async fn list(&mut self) -> Result<Vec<LetterShape>, Failure> {
+        match self {
+            Self::Broker(walk) => {
+                let mut letters = Vec::new();
+                while let Some(letter) = next(walk).await? {
+                    letters.push(LetterShape::from(&letter));
+                }
+                Ok(letters)
+            }
+            Self::Remote(remote) => remote.dead_letters().await,
+        }
+    }
+
+    async fn show(&mut self, output: Output, id: &str) -> Result<(), Failure> {
+        match self {
+            Self::Broker(walk) => {
+                let letter = named(walk, &[id.to_owned()]).await?.remove(0);
+                output.document(&WholeLetterShape::from(&letter))
+            }
+            Self::Remote(remote) => output.document(&remote.dead_letter(id).await?),
+        }
+    }
+
+    /// Does the same to some or all, the named being found before anything is done to the first of them.
+    async fn deal(&mut self, output: Output, args: &ManyArgs, deed: LetterDeed) -> Result<(), Failure> {
+        let mut messages = 0;
+        match self {
+            Self::Broker(walk) if args.all => {
+                while let Some(letter) = next(walk).await? {
+                    dealt_with(walk, &letter, deed).await?;
+                    messages += 1;
+                }
+            }
+            Self::Broker(walk) => {
+                for letter in named(walk, &args.ids).await? {
+                    dealt_with(walk, &letter, deed).await?;
+                    messages += 1;
+                }
+            }
+            Self::Remote(remote) => {
+                let there: Vec<String> =
+                    remote.dead_letters().await?.into_iter().map(|letter| letter.id).collect();
+                if let Some(missing) = args.ids.iter().find(|id| !there.contains(id)) {
+                    return Err(no_letter(missing));
+                }
+                for id in if args.all { &there } else { &args.ids } {
+                    remote.deal_with_dead_letter(id, deed).await?;
+                    messages += 1;
+                }
+            }
+        }
+        if output.is_json() {
+            return output.document(&DoneDocument { messages });
+        }
+        let what =
+            if deed == LetterDeed::Replay { "are on their way to the store again" } else { "are gone" };
+        output.line(&format!("{} messages {what}", grouped(messages as u64)))
+    }
+}
+
+async fn next(walk: &mut DeadLetters) -> Result<Option<DeadLetter>, Failure> {
+    walk.next().await.map_err(|error| Failure::new("take hold of the dead letters", error))
+}
+
+/// Finds those that are named, and keeps no other in memory.
+async fn named(walk: &mut DeadLetters, ids: &[String]) -> Result<Vec<DeadLetter>, Failure> {
+    let mut found: Vec<DeadLetter> = Vec::new();
+    while let Some(letter) = next(walk).await? {
+        if ids.contains(&letter.id) {
+            found.push(letter);
+        }
+    }
+    match ids.iter().find(|id| !found.iter().any(|letter| letter.id == **id)) {
+        Some(missing) => Err(no_letter(missing)),
+        None => Ok(found),
+    }
+}
+
+fn no_letter(id: &str) -> Failure {
+    Failure::because("find the message", format!("no dead letter has the id {id:?}"))
+        .remedy("`eventbucket dead-letters list` shows those there are")
+}
+
+async fn dealt_with(walk: &DeadLetters, letter: &DeadLetter, deed: LetterDeed) -> Result<(), Failure> {
+    let (what, dealt) = match deed {
+        LetterDeed::Replay => ("replay", walk.replay(letter).await),
+        LetterDeed::Discard => ("discard", walk.discard(letter).await),
+        LetterDeed::Show => return Ok(()),
+    };
+    dealt.map_err(|error| Failure::new(format!("{what} {}", letter.id), error))
+}
+
+fn list(output: Output, letters: &[LetterShape]) -> Result<(), Failure> {
     if output.is_json() {
-        return output.document(&documents);
+        return output.document(&letters);
     }
     let columns = [
         Column::Text("ID"),
@@ -163,98 +245,20 @@ fn list(output: Output, letters: &DeadLetters) -> Result<(), Failure> {
         Column::Figure("BYTES"),
         Column::Text("REASON"),
     ];
-    let rows: Vec<Vec<String>> = documents
-        .into_iter()
+    let rows: Vec<Vec<String>> = letters
+        .iter()
         .map(|letter| {
             let projects: Vec<String> = letter.projects.iter().map(ToString::to_string).collect();
             let events = letter.events.map_or_else(|| "?".to_owned(), |events| grouped(events as u64));
             vec![
-                letter.id,
-                letter.time.unwrap_or_default(),
+                letter.id.clone(),
+                letter.time.clone().unwrap_or_default(),
                 projects.join(","),
                 events,
                 grouped(letter.bytes as u64),
-                letter.reason.to_owned(),
+                letter.reason.clone(),
             ]
         })
         .collect();
     output.table(&columns, &rows)
-}
-
-fn show(output: Output, letters: &DeadLetters, id: &str) -> Result<(), Failure> {
-    let letter = named(letters, id)?;
-    let batches = letter.batches.iter().map(|batch| BatchDocument {
-        project_id: batch.project.0,
-        batch_id: batch.batch.to_string(),
-        received: batch.received.to_string(),
-        part: batch.part,
-        parts: batch.parts,
-        events: batch.events.iter().map(event).collect(),
-    });
-    output.document(&WholeDocument { letter: document(letter), batches: batches.collect() })
-}
-
-async fn replay(output: Output, letters: &DeadLetters, args: &ManyArgs) -> Result<(), Failure> {
-    let chosen = chosen(letters, args)?;
-    for letter in &chosen {
-        let replayed = letters.replay(letter).await;
-        replayed.map_err(|error| Failure::new(format!("replay {}", letter.id), error))?;
-    }
-    done(output, chosen.len(), "are on their way to the store again")
-}
-
-async fn discard(output: Output, letters: &DeadLetters, args: &ManyArgs) -> Result<(), Failure> {
-    let chosen = chosen(letters, args)?;
-    for letter in &chosen {
-        let discarded = letters.discard(letter).await;
-        discarded.map_err(|error| Failure::new(format!("discard {}", letter.id), error))?;
-    }
-    done(output, chosen.len(), "are gone")
-}
-
-fn done(output: Output, messages: usize, what: &str) -> Result<(), Failure> {
-    if output.is_json() {
-        return output.document(&DoneDocument { messages });
-    }
-    output.line(&format!("{} messages {what}", grouped(messages as u64)))
-}
-
-/// Those that were named, before anything is done to the first of them.
-fn chosen<'a>(letters: &'a DeadLetters, args: &ManyArgs) -> Result<Vec<&'a DeadLetter>, Failure> {
-    if args.all {
-        return Ok(letters.list().iter().collect());
-    }
-    args.ids.iter().map(|id| named(letters, id)).collect()
-}
-
-fn named<'a>(letters: &'a DeadLetters, id: &str) -> Result<&'a DeadLetter, Failure> {
-    let found = letters.list().iter().find(|letter| letter.id == id);
-    found.ok_or_else(|| {
-        Failure::because("find the message", format!("no dead letter has the id {id:?}"))
-            .remedy("`eventbucket dead-letters list` shows those there are")
-    })
-}
-
-fn document(letter: &DeadLetter) -> LetterDocument<'_> {
-    LetterDocument {
-        id: letter.id.clone(),
-        reason: &letter.reason,
-        time: letter.time.map(|time| time.to_string()),
-        bytes: letter.message().len(),
-        projects: &letter.projects,
-        events: letter.events,
-    }
-}
-
-fn event(event: &Event) -> EventDocument<'_> {
-    EventDocument {
-        id: event.id.to_string(),
-        name: &event.name,
-        time: event.time.to_string(),
-        user: event.user.as_deref(),
-        description: event.description.as_deref(),
-        stream: event.stream.as_deref(),
-        correlation: event.correlation.as_deref(),
-        properties: serde_json::from_str(event.properties.as_json()).ok(),
-    }
 }

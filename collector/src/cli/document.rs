@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::project::{KeyKind, Project, ProjectId};
 use crate::query::audit::Audit;
-use crate::query::{Counts, EventShape, EventsPage};
+use crate::query::{Counts, EventShape, EventsPage, LetterShape};
 use crate::store::{NewProject, StoredEvent};
 
 /// An event of the log.
@@ -36,6 +36,13 @@ pub(super) struct EventDocument {
 pub(super) struct EventsDocument {
     pub events: Vec<EventDocument>,
     /// What `--cursor` takes for the next page.
+    pub next: Option<String>,
+}
+
+/// A page of dead letters.
+#[derive(Debug, Deserialize)]
+pub(super) struct LettersDocument {
+    pub dead_letters: Vec<LetterShape>,
     pub next: Option<String>,
 }
 

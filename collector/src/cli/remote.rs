@@ -7,16 +7,17 @@ use eventbucket_protocol::{Problem, Timestamp};
 use reqwest::{Client, Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use crate::config::KEY_VARIABLE;
 use crate::project::{KeyKind, Project};
-use crate::query::{EventsQuery, Order};
+use crate::query::{EventsQuery, LIMIT_MAX, LetterDeed, LetterShape, Order};
 use crate::store::{CountsBy, CountsQuery, EventFilter};
 
 use super::certificates;
 use super::document::{
-    AuditDocument, CountsDocument, EventDocument, EventsDocument, NewKeyDocument, NewProjectDocument,
-    ProjectsDocument, RebuildDocument,
+    AuditDocument, CountsDocument, EventDocument, EventsDocument, LettersDocument, NewKeyDocument,
+    NewProjectDocument, ProjectsDocument, RebuildDocument,
 };
 use super::failure::Failure;
 use super::follow;
@@ -152,6 +153,39 @@ impl Remote {
 
     pub(super) async fn rebuild(&self) -> Result<RebuildDocument, Failure> {
         self.document("rebuild the counts", self.request(Method::POST, &["rebuild"], &[])).await
+    }
+
+    /// Lists the dead letters of the key's project, page after page.
+    pub(super) async fn dead_letters(&self) -> Result<Vec<LetterShape>, Failure> {
+        let (mut letters, mut cursor) = (Vec::new(), None);
+        loop {
+            let mut parameters = vec![("limit", LIMIT_MAX.to_string())];
+            parameters.extend(cursor.take().map(|cursor| ("cursor", cursor)));
+            let request = self.request(Method::GET, &["dead-letters"], &parameters);
+            let page: LettersDocument = self.document("list the dead letters", self.brief(request)).await?;
+            letters.extend(page.dead_letters);
+            match page.next {
+                Some(next) => cursor = Some(next),
+                None => return Ok(letters),
+            }
+        }
+    }
+
+    /// Reads a dead letter with everything in it.
+    pub(super) async fn dead_letter(&self, id: &str) -> Result<Box<RawValue>, Failure> {
+        let request = self.request(Method::GET, &["dead-letters", id], &[]);
+        self.document("show the message", self.brief(request)).await
+    }
+
+    pub(super) async fn deal_with_dead_letter(&self, id: &str, deed: LetterDeed) -> Result<(), Failure> {
+        let path = ["dead-letters", id, "replay"];
+        let (what, request) = match deed {
+            LetterDeed::Show => return Ok(()),
+            LetterDeed::Replay => (format!("replay {id}"), self.request(Method::POST, &path, &[])),
+            LetterDeed::Discard => (format!("discard {id}"), self.request(Method::DELETE, &path[..2], &[])),
+        };
+        let _: LetterShape = self.document(&what, self.brief(request)).await?;
+        Ok(())
     }
 
     /// Limits a request whose answer is short and made at once.

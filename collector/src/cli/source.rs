@@ -180,7 +180,7 @@ const VARIABLES: [&str; 9] = [
 
 /// The variables that name a collector. An empty one counts as absent, as for `serve`; one that can't be read must not
 /// lead to another collector than was meant.
-fn variables() -> Result<Vec<(&'static str, String)>, Failure> {
+pub(super) fn variables() -> Result<Vec<(&'static str, String)>, Failure> {
     let mut found = Vec::new();
     for name in VARIABLES {
         match std::env::var(name) {

@@ -35,6 +35,8 @@ pub(super) struct Limits {
     decoding: Semaphore,
     /// One audit or rebuild at a time: each reads a whole log.
     pub(super) long_work: Semaphore,
+    /// One walk over the dead letters at a time.
+    pub(super) dead_letters: Semaphore,
 }
 
 impl Limits {
@@ -44,6 +46,7 @@ impl Limits {
             bodies: Arc::new(Semaphore::new(BODIES_BYTES_MAX)),
             decoding: Semaphore::new(decoding_max.max(1)),
             long_work: Semaphore::new(1),
+            dead_letters: Semaphore::new(1),
         }
     }
 

@@ -33,6 +33,9 @@ mod tail;
 /// Projects, keys, audit and rebuild.
 mod manage;
 
+/// Dead letters.
+mod dead_letters;
+
 /// Parameters behind the question mark.
 mod parameters;
 
@@ -142,6 +145,9 @@ fn reading() -> Router<State> {
         .route("/v1/counts", get(read::counts))
         .route("/v1/projects", get(manage::projects).post(manage::create_project))
         .route("/v1/projects/{id}/keys/rotate", post(manage::rotate_key))
+        .route("/v1/dead-letters", get(dead_letters::list))
+        .route("/v1/dead-letters/{id}", get(dead_letters::show).delete(dead_letters::discard))
+        .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
         .route("/v1/audit", get(manage::audit))
         .route("/v1/rebuild", post(manage::rebuild))
 }

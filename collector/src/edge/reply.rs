@@ -76,7 +76,7 @@ impl From<query::Error> for Refusal {
                 tracing::error!(%error, "a request met damage");
                 Self::new(Cause::Internal, error.to_string())
             }
-            query::Error::Store(_) => failed(&error, error.status(), error.retry()),
+            query::Error::Bus(_) | query::Error::Store(_) => failed(&error, error.status(), error.retry()),
         }
     }
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::store;
+use crate::{bus, store};
 
 /// Why a question has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -20,6 +20,9 @@ pub enum Error {
     /// There is no such thing in this project.
     #[error("{0}")]
     NotFound(String),
+    /// The broker can't tell.
+    #[error(transparent)]
+    Bus(#[from] bus::Error),
     /// The store can't tell.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -32,6 +35,7 @@ impl Error {
         match self {
             Self::Parameter { .. } | Self::Cursor(_) => 400,
             Self::NotFound(_) => 404,
+            Self::Bus(error) => error.status(),
             Self::Store(error) => error.status(),
         }
     }
@@ -46,6 +50,7 @@ impl Error {
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {
         match self {
+            Self::Bus(error) => error.retry(),
             Self::Store(error) => error.retry(),
             _ => None,
         }

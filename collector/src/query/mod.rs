@@ -16,6 +16,9 @@ mod counts;
 /// What became of a batch.
 mod batches;
 
+/// Messages that nobody could process.
+mod dead_letters;
+
 /// Events as they are stored.
 mod tail;
 
@@ -31,6 +34,7 @@ mod health;
 /// Why a question has no answer.
 mod error;
 
+use crate::bus::Bus;
 use crate::cache::Cache;
 use crate::store::Store;
 
@@ -40,6 +44,7 @@ pub use audit::audit;
 pub use batches::WAIT_S_MAX;
 pub use counts::{CountRow, Counts};
 pub use cursor::Cursor;
+pub use dead_letters::{LetterDeed, LetterShape, LettersPage, WholeLetterShape};
 pub use error::Error;
 pub use events::{EventsPage, EventsQuery, LIMIT_DEFAULT, LIMIT_MAX, Order};
 pub use projects::RotatedKey;
@@ -51,12 +56,14 @@ pub use tail::Tail;
 pub struct Reader {
     store: Store,
     cache: Cache,
+    /// Where the dead letters are; without a broker there are none.
+    bus: Option<Bus>,
 }
 
 impl Reader {
     /// Puts a reader in front of a store; the cache wakes its tails.
     #[must_use]
     pub fn new(store: Store, cache: Cache) -> Self {
-        Self { store, cache }
+        Self { store, cache, bus: None }
     }
 }

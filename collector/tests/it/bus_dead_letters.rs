@@ -26,8 +26,16 @@ async fn smuggle(direct: &Direct, bytes: &[u8]) {
     channel.close(200, "done".into()).await.unwrap();
 }
 
-async fn letters(bus: &Bus) -> DeadLetters {
-    soon("the dead letters", bus.dead_letters()).await.unwrap().unwrap()
+/// Walks over all dead letters, which stay hidden until the walk is closed.
+pub(crate) async fn letters(bus: &Bus) -> (DeadLetters, Vec<DeadLetter>) {
+    let walking = async {
+        let (mut walk, mut letters) = (bus.dead_letters().await.unwrap().unwrap(), Vec::new());
+        while let Some(letter) = walk.next().await.unwrap() {
+            letters.push(letter);
+        }
+        (walk, letters)
+    };
+    soon("the dead letters", walking).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,12 +51,12 @@ async fn what_cannot_be_read_goes_to_the_dead_letters_and_the_rest_passes() {
     let mut accepted = bus.accepted();
     stored(take(&mut accepted, 10).await);
     until("they are dead letters", || async { direct.look("dead").await.unwrap().0 == 3 }).await;
-    let held = letters(&bus).await;
-    let reasons: Vec<String> = held.list().iter().map(|letter| letter.reason.clone()).collect();
+    let (walk, held) = letters(&bus).await;
+    let reasons: Vec<String> = held.iter().map(|letter| letter.reason.clone()).collect();
     assert!(reasons[0].contains("version 250"), "{reasons:?}");
     assert!(reasons[1].contains("empty") && reasons[2].contains("can't be read"), "{reasons:?}");
-    assert_eq!(held.list()[0].message(), FROM_THE_FUTURE);
-    held.close().await;
+    assert_eq!(held[0].message(), FROM_THE_FUTURE);
+    walk.close().await;
     assert_eq!(direct.accepted().await, 0);
 }
 
@@ -110,27 +118,50 @@ async fn dead_letters_are_looked_at_without_loss_replayed_and_discarded() {
     for (number, reason) in [(1, "first reason"), (2, "second reason"), (3, "third reason")] {
         bus.bury(&numbered(9, number), reason).await.unwrap();
     }
-    let held = letters(&bus).await;
+    let (walk, held) = letters(&bus).await;
     let of = |letter: &DeadLetter| (letter.reason.clone(), letter.projects.clone(), letter.events);
-    let seen: Vec<_> = held.list().iter().map(of).collect();
+    let seen: Vec<_> = held.iter().map(of).collect();
     let expected = |reason: &str| (reason.to_owned(), vec![9], Some(1));
     assert_eq!(seen, ["first reason", "second reason", "third reason"].map(expected));
-    assert!(held.list().iter().all(|letter| letter.time.is_some()));
-    held.close().await;
+    assert!(held.iter().all(|letter| letter.time.is_some()));
+    walk.close().await;
     until("they are back", || async { direct.look("dead").await.unwrap().0 == 3 }).await;
 
-    let held = letters(&bus).await;
-    held.replay(&held.list()[0]).await.unwrap();
-    held.discard(&held.list()[2]).await.unwrap();
+    let (walk, held) = letters(&bus).await;
+    walk.replay(&held[0]).await.unwrap();
+    walk.discard(&held[2]).await.unwrap();
     // A process that dies here loses nothing.
-    drop(held);
+    drop(walk);
     until("one is left", || async { direct.look("dead").await.unwrap().0 == 1 }).await;
-    let held = letters(&bus).await;
-    assert_eq!(held.list()[0].reason, "second reason");
-    held.close().await;
+    let (walk, held) = letters(&bus).await;
+    assert_eq!(held[0].reason, "second reason");
+    walk.close().await;
     let replayed = take(&mut bus.accepted(), 1).await;
     assert_eq!(number(&replayed[0]), 1);
     stored(replayed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_was_buried_twice_is_one_letter_and_what_is_put_back_meanwhile_is_not_met_again() {
+    let options = options(shared());
+    let (bus, direct) = (bus(&options).await, Direct::to(shared(), &options).await);
+    for _ in 0..3 {
+        bus.bury(&numbered(9, 1), "the same").await.unwrap();
+    }
+    bus.bury(&numbered(9, 2), "another").await.unwrap();
+    let (walk, held) = letters(&bus).await;
+    let found: Vec<_> = held.iter().map(|letter| letter.reason.as_str()).collect();
+    assert_eq!(found, ["the same", "another"]);
+    walk.close().await;
+    until("the copies are gone", || async { direct.look("dead").await.unwrap().0 == 2 }).await;
+
+    let mut walk = bus.dead_letters().await.unwrap().unwrap();
+    walk.next().await.unwrap().unwrap();
+    bus.bury(&numbered(9, 3), "meanwhile").await.unwrap();
+    assert_eq!(walk.next().await.unwrap().unwrap().reason, "another");
+    assert!(walk.next().await.unwrap().is_none());
+    walk.close().await;
+    until("nothing is lost", || async { direct.look("dead").await.unwrap().0 == 3 }).await;
 }
 
 /// Runs `eventbucket dead-letters` against the shared broker.
@@ -202,15 +233,15 @@ async fn storage_puts_what_the_store_refuses_aside_and_stores_everything_else() 
     assert_eq!(kept.len(), 1);
     assert!(kept[0].get::<_, &str>(0).contains("no_poison"));
 
-    let held = letters(&bus).await;
+    let (walk, held) = letters(&bus).await;
     let found = |project: ProjectId| {
-        let letter = held.list().iter().find(|letter| letter.projects == [project.0]);
-        letter.unwrap_or_else(|| panic!("{:?}", held.list()))
+        let letter = held.iter().find(|letter| letter.projects == [project.0]);
+        letter.unwrap_or_else(|| panic!("{held:?}"))
     };
     let (culprit, unknown) = (found(shop), found(ProjectId(999)));
     assert_eq!((culprit.events, culprit.batches[0].events[0].name.as_str()), (Some(1), "poison"));
     assert!(culprit.reason.contains("no_poison"), "{}", culprit.reason);
     assert_eq!(unknown.events, Some(3));
     assert!(unknown.reason.contains("no project 999"), "{}", unknown.reason);
-    held.close().await;
+    walk.close().await;
 }

@@ -2,7 +2,7 @@
 //! it is stored in the end.
 
 use eventbucket_collector::bus::message::ValidBatch;
-use eventbucket_collector::bus::{Bus, DeadLetter, DeadLetters, RabbitOptions};
+use eventbucket_collector::bus::{Bus, DeadLetter, RabbitOptions};
 use eventbucket_collector::cache::Cache;
 use eventbucket_collector::project::ProjectId;
 use eventbucket_collector::store::{BatchRecord, EventFilter, EventOrder, Ledger, Store};
@@ -11,6 +11,7 @@ use eventbucket_protocol::Verdict;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::bus_dead_letters::letters;
 use crate::bus_fixture::{Direct, batch_of, bus, options, shared, soon, take, until};
 use crate::store_fixture::{Folder, Place, event, project};
 use crate::store_postgres::Database;
@@ -102,18 +103,13 @@ impl Line {
     }
 }
 
-async fn letters(bus: &Bus) -> DeadLetters {
-    soon("the dead letters", bus.dead_letters()).await.unwrap().unwrap()
-}
-
 async fn replay_all(bus: &Bus) -> Vec<DeadLetter> {
-    let held = letters(bus).await;
-    for letter in held.list() {
-        held.replay(letter).await.unwrap();
+    let (walk, held) = letters(bus).await;
+    for letter in &held {
+        walk.replay(letter).await.unwrap();
     }
-    let replayed = held.list().to_vec();
-    held.close().await;
-    replayed
+    walk.close().await;
+    held
 }
 
 #[tokio::test(flavor = "multi_thread")]

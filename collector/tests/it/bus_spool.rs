@@ -11,6 +11,7 @@ use eventbucket_servers::RabbitMq;
 use futures_util::future::join_all;
 use tempfile::TempDir;
 
+use crate::bus_dead_letters::letters;
 use crate::bus_fixture::{
     Direct, address, broken, bus, number, numbered, options, own, settled, shared, soon, stored, take, until,
     url,
@@ -281,10 +282,10 @@ async fn a_batch_that_a_disk_gave_back_changed_goes_to_the_dead_letters_and_the_
     let edge = bus(&spooling(&options, folder.path(), ROOMY)).await;
     assert_eq!(numbers(&mut edge.accepted(), 2).await, [0, 1]);
     until_empty(&edge).await;
-    let letters = soon("the dead letters", edge.dead_letters()).await.unwrap().unwrap();
-    let reasons: Vec<&str> = letters.list().iter().map(|letter| letter.reason.as_str()).collect();
+    let (walk, held) = letters(&edge).await;
+    let reasons: Vec<&str> = held.iter().map(|letter| letter.reason.as_str()).collect();
     assert_eq!(reasons, ["it was damaged on the disk of a spool"]);
-    letters.close().await;
+    walk.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

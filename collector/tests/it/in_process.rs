@@ -79,9 +79,14 @@ pub(crate) async fn collector() -> Running {
 
 /// Starts an embedded collector with limits of its own.
 pub(crate) async fn collector_with(config: EdgeConfig, tls: Option<Tls>) -> Running {
+    collector_on(Bus::in_process(bus::Limits::default()), config, tls).await
+}
+
+/// Starts a collector on a bus of the test's own.
+pub(crate) async fn collector_on(bus: Bus, config: EdgeConfig, tls: Option<Tls>) -> Running {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::sqlite(SqliteOptions::new(folder.path().join(DATABASE_FILE))).unwrap();
-    let process = Process { store, bus: Bus::in_process(bus::Limits::default()), cache: Cache::memory() };
+    let process = Process { store, bus, cache: Cache::memory() };
     let workers = work(&process);
     let health = Health::new(folder.path(), config.free_disk_min).unwrap();
     let owner = Owner::made_in(&process.store).await;
@@ -144,7 +149,7 @@ async fn serve(
     (ingest, health, config, tls): (Ingest, Health, EdgeConfig, Option<Tls>),
 ) -> Running {
     let Owner { account, project, write_key, secret_key } = owner;
-    let query = Reader::new(process.store.clone(), process.cache);
+    let query = Reader::new(process.store.clone(), process.cache).with_bus(process.bus);
     let state = edge::State::new(ingest, query, health, config, Metrics::new());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());

@@ -32,6 +32,7 @@ mod edge_replies;
 mod foreign_store;
 mod harness;
 mod in_process;
+mod query_dead_letters;
 mod query_events;
 mod query_manage;
 mod query_tail;

@@ -1,5 +1,7 @@
 //! Messages that nobody could process: they wait in a queue of their own until a person replays or discards them.
 
+use std::collections::HashSet;
+
 use eventbucket_protocol::Timestamp;
 use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
@@ -9,9 +11,10 @@ use lapin::{BasicProperties, Channel, Connection};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
+use super::link::{self, Ended};
 use super::options::RabbitOptions;
 use super::publisher::{self, properties, unavailable};
-use super::{link, topology::Topology};
+use super::topology::Topology;
 use crate::bus::message::ValidBatch;
 use crate::bus::{Error, wire};
 
@@ -47,7 +50,7 @@ pub struct DeadLetter {
     message: Vec<u8>,
 }
 
-/// Bytes of the hash in an id: 48 bits tell the 1,000 that are seen at once apart.
+/// Bytes of the hash in an id: of the 10,000 letters of a walk two share their 48 bits in one case of 5 million.
 const ID_BYTES: usize = 6;
 
 impl DeadLetter {
@@ -58,39 +61,56 @@ impl DeadLetter {
     }
 }
 
-/// Everything in the queue, held until this is dropped: then what was neither replayed nor discarded is back in its place.
+/// A walk over the queue from its oldest message on, one message in memory at a time. What it has come by is hidden from
+/// others until it is closed or dropped: then what was neither replayed nor discarded is back in its place.
 pub struct DeadLetters {
     connection: Connection,
     channel: Channel,
     topology: Topology,
     options: RabbitOptions,
-    letters: Vec<DeadLetter>,
+    /// How many to come by still: those that were there when it began, so that what is put back meanwhile isn't met again.
+    left: Option<u32>,
+    /// Hashes of those it came by: a message that was buried twice over is one letter.
+    known: HashSet<[u8; 32]>,
+    last_tag: Option<u64>,
 }
 
-/// Letters held at once: 1,000 of the largest are 1 GiB, of the usual 140 MB; the rest is seen once these are gone.
-const LETTERS_MAX: usize = 1_000;
+/// Messages one walk comes by: 10,000 of the usual 137 KiB pass in some 10 s, and their hashes take 320 KiB. What lies behind
+/// is seen when these are gone.
+const WALK_MESSAGES_MAX: u32 = 10_000;
 
 impl DeadLetters {
     pub(super) async fn open(options: &RabbitOptions) -> Result<Self, Error> {
         let connection = link::connect(options, "dead letters").await.map_err(|why| why.error())?;
-        let topology = Topology::new(options);
-        let told = |error: lapin::Error| unavailable(&link::words(options, &error));
-        let channel = connection.create_channel().await.map_err(told)?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(told)?;
-        let mut letters = Vec::new();
-        while letters.len() < LETTERS_MAX {
-            let got = channel.basic_get(topology.dead(), BasicGetOptions::default()).await.map_err(told)?;
-            let Some(got) = got else { break };
-            let headers = got.delivery.properties.headers().clone().unwrap_or_default();
-            letters.push(letter(got.delivery.delivery_tag, &headers, got.delivery.data));
-        }
-        Ok(Self { connection, channel, topology, options: options.clone(), letters })
+        let opening = async {
+            let channel = connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            Ok(channel)
+        };
+        let channel = answered(options, opening).await?;
+        let (topology, options) = (Topology::new(options), options.clone());
+        Ok(Self { connection, channel, topology, options, left: None, known: HashSet::new(), last_tag: None })
     }
 
-    /// Lists them, the oldest first.
-    #[must_use]
-    pub fn list(&self) -> &[DeadLetter] {
-        &self.letters
+    /// Takes hold of the next letter, the oldest first; `None` at the end.
+    ///
+    /// # Errors
+    /// When the broker can't be used.
+    pub async fn next(&mut self) -> Result<Option<DeadLetter>, Error> {
+        while self.left != Some(0) {
+            let get = self.channel.basic_get(self.topology.dead(), BasicGetOptions::default());
+            let Some(got) = answered(&self.options, get).await? else { break };
+            let left = self.left.unwrap_or((got.message_count + 1).min(WALK_MESSAGES_MAX));
+            self.left = Some(left - 1);
+            let (tag, message) = (got.delivery.delivery_tag, got.delivery.data);
+            if self.known.insert(Sha256::digest(&message).into()) {
+                self.last_tag = Some(tag);
+                let headers = got.delivery.properties.headers().clone().unwrap_or_default();
+                return Ok(Some(letter(tag, &headers, message)));
+            }
+            self.acknowledge(tag).await?;
+        }
+        Ok(None)
     }
 
     /// Puts a message back into the way of the accepted, confirmed before it is taken off here. What is stored already is
@@ -118,18 +138,37 @@ impl DeadLetters {
     /// # Errors
     /// When the broker can't be told.
     pub async fn discard(&self, letter: &DeadLetter) -> Result<(), Error> {
-        let acked = self.channel.basic_ack(letter.tag, BasicAckOptions::default()).await;
-        acked.map_err(|error| unavailable(&link::words(&self.options, &error)))
+        self.acknowledge(letter.tag).await
+    }
+
+    async fn acknowledge(&self, tag: u64) -> Result<(), Error> {
+        answered(&self.options, self.channel.basic_ack(tag, BasicAckOptions::default())).await
     }
 
     /// Puts back what is left, and ends.
     pub async fn close(self) {
-        let all = BasicNackOptions { multiple: true, requeue: true };
-        if let Some(last) = self.letters.last() {
-            let _ = self.channel.basic_nack(last.tag, all).await;
-        }
+        let back = async {
+            if let Some(last) = self.last_tag {
+                let all = BasicNackOptions { multiple: true, requeue: true };
+                self.channel.basic_nack(last, all).await?;
+            }
+            // Answered when the broker has put them back.
+            self.channel.close(200, "done".into()).await
+        };
         // Closing gives back what a lost message did not.
-        let _ = self.connection.close(200, "done".into()).await;
+        let _ = answered(&self.options, back).await;
+        link::close(&self.connection).await;
+    }
+}
+
+async fn answered<T>(
+    options: &RabbitOptions,
+    asking: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, Error> {
+    match link::answered(options, asking).await {
+        Ok(answer) => Ok(answer),
+        Err(Ended::Broke(reason)) => Err(unavailable(&reason)),
+        Err(Ended::Done) => Err(Error::Closed),
     }
 }
 

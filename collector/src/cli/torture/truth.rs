@@ -63,8 +63,11 @@ impl Servers {
 
     async fn dead_letters(&self) -> Result<usize, String> {
         let said = |error: crate::bus::Error| format!("the dead letters can't be read: {error}");
-        let Some(letters) = self.bus.dead_letters().await.map_err(said)? else { return Ok(0) };
-        let count = letters.list().len();
+        let Some(mut letters) = self.bus.dead_letters().await.map_err(said)? else { return Ok(0) };
+        let mut count = 0;
+        while letters.next().await.map_err(said)?.is_some() {
+            count += 1;
+        }
         letters.close().await;
         Ok(count)
     }
