@@ -12,6 +12,8 @@ const BODY_BYTES: &str = "eventbucket_http_body_bytes_total";
 const CONNECTIONS: &str = "eventbucket_http_connections";
 const CONNECTIONS_REFUSED: &str = "eventbucket_http_connections_refused_total";
 const FREE_DISK: &str = "eventbucket_disk_free_bytes";
+/// Set where the broker is.
+const DEAD_LETTERS: &str = "eventbucket_dead_letters";
 const SPOOL_BATCHES: &str = "eventbucket_spool_batches";
 const SPOOL_BYTES: &str = "eventbucket_spool_bytes";
 const SPOOL_OLDEST: &str = "eventbucket_spool_oldest_seconds";
@@ -161,6 +163,7 @@ fn describe(recorder: &PrometheusRecorder) {
         Unit::Count,
         "batches that were accepted and wait for the broker on this edge's disk",
     );
+    gauge(DEAD_LETTERS, Unit::Count, "messages among the dead letters, as this storage process saw it last");
     gauge(SPOOL_BYTES, Unit::Bytes, "bytes they take");
     gauge(SPOOL_OLDEST, Unit::Seconds, "how long the oldest has waited");
     gauge(FREE_DISK, Unit::Bytes, "free bytes on the disk of the data folder");

@@ -1,13 +1,14 @@
 //! The dead letters over HTTP: a project's own, page by page, looked at without loss, put back and thrown away.
 
-use eventbucket_collector::bus::Bus;
+use eventbucket_collector::bus::{Bus, RabbitOptions};
 use eventbucket_collector::config::EdgeConfig;
+use eventbucket_servers::shared::vhost;
 use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
 use serde_json::{Value, json};
 
-use crate::bus_fixture::{Direct, bus, numbered, options, shared, until};
-use crate::harness::{Ran, eventbucket, run};
+use crate::bus_fixture::{Direct, bus, numbered, options, shared, until, url};
+use crate::harness::{Collector, Ran, eventbucket, eventually, run};
 use crate::in_process::{Answer, Running, collector, collector_on};
 
 const PATH: &str = "/v1/dead-letters";
@@ -117,6 +118,24 @@ async fn a_collector_without_a_broker_has_none() {
     let collector = collector().await;
     assert_eq!(collector.get(PATH).await.json(), json!({"dead_letters": [], "next": null}));
     assert!(collector.get(&format!("{PATH}/0123")).await.problem().starts_with("404 not_found"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storage_process_tells_how_many_there_are() {
+    let vhost = vhost();
+    let file = format!("[bus]\nurl = \"{vhost}\"\n");
+    let bus = bus(&RabbitOptions::new(url(&vhost))).await;
+    for number in 1..=2 {
+        bus.bury(&numbered(999, number), "a reason").await.unwrap();
+    }
+    let started = tokio::task::spawn_blocking(move || {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("eventbucket.toml"), file).unwrap();
+        let collector = Collector::start_in(folder.path(), &[]);
+        let told = || collector.metrics().lines().any(|line| line == "eventbucket_dead_letters 2");
+        eventually("the figure is told", told);
+    });
+    started.await.unwrap();
 }
 
 async fn command(collector: &Running, words: &[&str]) -> Ran {

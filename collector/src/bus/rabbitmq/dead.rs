@@ -1,10 +1,13 @@
 //! Messages that nobody could process: they wait in a queue of their own until a person replays or discards them.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use eventbucket_protocol::Timestamp;
 use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection};
@@ -198,6 +201,29 @@ fn letter(tag: u64, headers: &FieldTable, message: Vec<u8>) -> DeadLetter {
     let events = readable.then(|| batches.iter().map(|batch| batch.events.len()).sum());
     DeadLetter { id, reason, time, projects, events, batches, tag, message }
 }
+
+/// How often it is looked how many there are: they come by the day rather than by the second.
+const LOOK_PERIOD: Duration = Duration::from_secs(10);
+
+/// Keeps the figure of how many there are, as long as the connection stands.
+pub(super) async fn watch(connection: Arc<Connection>, topology: Topology, options: RabbitOptions) -> Ended {
+    let channel = match link::answered(&options, connection.create_channel()).await {
+        Ok(channel) => channel,
+        Err(ended) => return ended,
+    };
+    loop {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let look = channel.queue_declare(topology.dead(), passive, FieldTable::default());
+        match link::answered(&options, look).await {
+            Ok(queue) => metrics::gauge!(FIGURE).set(queue.message_count()),
+            Err(ended) => return ended,
+        }
+        tokio::time::sleep(LOOK_PERIOD).await;
+    }
+}
+
+/// The name of that figure.
+const FIGURE: &str = "eventbucket_dead_letters";
 
 /// Writes a batch that can't be stored as messages.
 pub(super) fn messages(batch: &ValidBatch) -> Vec<Vec<u8>> {

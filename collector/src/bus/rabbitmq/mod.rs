@@ -250,6 +250,10 @@ impl RabbitMq {
         if self.0.taken.swap(true, Ordering::AcqRel) {
             return Vec::new();
         }
+        let (topology, options) = (self.0.topology.clone(), self.0.options.clone());
+        self.link("dead letters").keep(&self.0.others, move |connection| {
+            dead::watch(connection, topology.clone(), options.clone())
+        });
         let writers = self.0.options.writers.clamp(1, self.0.topology.shards.into());
         (0..writers).map(|writer| self.taking(writer, writers)).collect()
     }
