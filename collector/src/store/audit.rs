@@ -157,7 +157,9 @@ pub(super) fn users_example(name: &str, hours: i64, start: &str) -> String {
 pub struct AuditFigures {
     /// By project.
     pub projects: BTreeMap<ProjectId, ProjectFigures>,
-    /// What the database's own check of its pages and indexes complains of, `None` when it is content.
+    /// What the database looked at of its pages and indexes, in words.
+    pub pages: &'static str,
+    /// What it complains of there, `None` when it is content.
     pub damage: Option<String>,
     /// The first difference between the file's schema and the one that this version makes, in words.
     pub schema: Option<String>,

@@ -49,6 +49,7 @@ mod serve_stop;
 mod several_edges;
 mod store_announcements;
 mod store_audit;
+mod store_audit_postgres;
 mod store_fixture;
 mod store_flow;
 mod store_place;

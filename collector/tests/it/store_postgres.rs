@@ -28,9 +28,20 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) async fn new() -> Self {
+        Self::made("template1").await
+    }
+
+    /// Makes another one with the same in it. The server waits a moment until nobody is connected to this one.
+    pub(crate) async fn copy(&self) -> Self {
+        let (_, name) = self.url.rsplit_once('/').unwrap();
+        Self::made(name).await
+    }
+
+    async fn made(template: &str) -> Self {
         let server = eventbucket_servers::shared::postgres();
         let name = format!("t{}", uuid::Uuid::now_v7().simple());
-        sql(&server).await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        let make = format!("CREATE DATABASE {name} TEMPLATE {template}");
+        sql(&server).await.batch_execute(&make).await.unwrap();
         let (front, _) = server.rsplit_once('/').unwrap();
         Self { url: format!("{front}/{name}") }
     }

@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
 
 use super::pool::Lease;
+use super::project_number;
+use crate::project::ProjectId;
 use crate::store::Error;
 
 /// The keys without which the promises don't hold. What people added to look faster is left alone.
@@ -46,4 +48,24 @@ pub(super) async fn schema(lease: &mut Lease) -> Result<Option<String>, Error> {
          LIMIT 1";
     let row = lease.query_opt(select, &[]).await?;
     row.map(|row| Ok(format!("the trigger or rule {} is not ours", row.try_get::<_, String>(0)?))).transpose()
+}
+
+/// Tables whose rows belong to a project, which may live in another database. The log, heads and ranges are not among them: their
+/// projects are audited whether they are there or not.
+const OF_A_PROJECT: [&str; 5] = ["event_block", "view_state", "view_live", "rollup_counts", "rollup_users"];
+
+/// Finds a row that names a project that isn't there.
+pub(super) async fn stray(
+    lease: &mut Lease,
+    known: impl Iterator<Item = ProjectId>,
+) -> Result<Option<String>, Error> {
+    let known: Vec<i32> = known.map(project_number).collect();
+    for table in OF_A_PROJECT {
+        let sql = format!("SELECT project FROM {table} WHERE project <> ALL ($1) LIMIT 1");
+        if let Some(row) = lease.query_opt(&sql, &[&known]).await? {
+            let project: i32 = row.try_get(0)?;
+            return Ok(Some(format!("a row of {table} names project {project}, which isn't there")));
+        }
+    }
+    Ok(None)
 }
