@@ -11,7 +11,8 @@ pub(crate) struct Tail(reqwest::Response, String);
 impl Tail {
     pub(crate) async fn open(collector: &Running, query: &str, last: Option<u64>) -> Self {
         let request = collector.client.get(collector.url(&format!("/v1/events/tail{query}")));
-        let request = request.bearer_auth(&collector.secret_key).timeout(DEADLINE);
+        // Each message has a deadline; the whole of them lives as long as the test.
+        let request = request.bearer_auth(&collector.secret_key).timeout(20 * DEADLINE);
         let request = last.into_iter().fold(request, |request, last| request.header("last-event-id", last));
         let mut tail = Self(request.send().await.unwrap(), String::new());
         assert_eq!(tail.0.headers()["content-type"], "text/event-stream");
@@ -33,9 +34,12 @@ impl Tail {
         }
     }
 
-    /// The next event, whose id must be its position.
+    /// The next event, whose id must be its position. On a busy machine 15 s may pass before it.
     async fn event(&mut self) -> Value {
-        let message = self.message().await.expect("an event");
+        let mut message = self.message().await.expect("an event");
+        while message.starts_with(": still here at position ") {
+            message = self.message().await.expect("an event");
+        }
         let (head, data) = message.split_once("\ndata: ").unwrap_or_else(|| panic!("{message}"));
         let event: Value = serde_json::from_str(data).unwrap();
         assert_eq!(head, format!("event: event\nid: {}", event["position"]));
