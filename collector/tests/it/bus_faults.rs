@@ -2,7 +2,6 @@
 //! everything goes on by itself.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,6 @@ use eventbucket_collector::bus::{Bus, Error, Hint, RabbitOptions};
 use eventbucket_servers::RabbitMq;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
-use lapin::options::QueueDeleteOptions;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -190,37 +188,6 @@ async fn a_queue_that_confirms_nothing_holds_up_nobody_elses_batches() {
     until("it publishes again", || async { edge.publish(numbered(1, 23)).await.is_ok() }).await;
     stands.cancel();
     assert!(others.await.unwrap() > 100);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nobody_waits_in_line_behind_a_connection_that_is_given_up() {
-    // Nobody hears of it by waiting.
-    let options = RabbitOptions { confirm_timeout: Duration::from_secs(3_600), ..options(shared()) };
-    let (edge, direct) = (bus(&options).await, Direct::to(shared(), &options).await);
-    let (stop, refused) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
-    let publisher = |publisher: usize| {
-        let (edge, stop, refused) = (edge.clone(), stop.clone(), Arc::clone(&refused));
-        tokio::spawn(async move {
-            while !stop.is_cancelled() {
-                if edge.publish(numbered(1, publisher)).await.is_err() {
-                    refused.fetch_add(1, Ordering::Relaxed);
-                    tokio::task::yield_now().await;
-                }
-            }
-        })
-    };
-    let publishers: Vec<_> = (0..PUBLISHERS).map(publisher).collect();
-    for _ in 0..5 {
-        let before = refused.load(Ordering::Relaxed);
-        let channel = direct.channel().await;
-        channel.queue_delete(direct.named("accepted.1"), QueueDeleteOptions::default()).await.unwrap();
-        until("they are refused", || async { refused.load(Ordering::Relaxed) > before }).await;
-        until("it publishes again", || async { edge.publish(numbered(1, 1_000)).await.is_ok() }).await;
-    }
-    stop.cancel();
-    for publisher in publishers {
-        soon("every publish ends", publisher).await.unwrap();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -187,7 +187,7 @@ pub(super) async fn answered<T>(
 }
 
 /// Ends a connection in order if that is possible soon.
-async fn close(connection: &Connection) {
+pub(super) async fn close(connection: &Connection) {
     // A connection that broke can't be closed; one that hangs needn't be.
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await;
 }

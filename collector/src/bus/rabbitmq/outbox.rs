@@ -286,6 +286,17 @@ mod tests {
     }
 
     #[test]
+    fn nobody_gets_in_line_for_a_broker_that_went_away() {
+        let outbox = Outbox::new(1);
+        let mut waits = push(&outbox, 0, MIB).unwrap();
+        outbox.fail_all(&crate::bus::rabbitmq::publisher::unavailable("away"));
+        assert_eq!(waits.try_recv().unwrap().unwrap_err().to_string(), "away");
+        assert_eq!(push(&outbox, 0, MIB).unwrap_err().to_string(), "away");
+        outbox.open();
+        push(&outbox, 0, MIB).expect("it is back");
+    }
+
+    #[test]
     fn every_line_has_its_turn() {
         let outbox = Outbox::new(3);
         for shard in [0, 0, 0, 0, 2, 2, 1] {
