@@ -7,7 +7,7 @@ use crate::project::{Grant, KeyHash, Standing};
 /// How long an answer about a key is believed, counted from when it was asked for.
 pub(super) const KEY_TTL: Duration = Duration::from_secs(1);
 
-/// Keys remembered, unknown ones included: 10,000 of about 150 B are 1.5 MB.
+/// Keys remembered, unknown ones included: 10,000 of about 150 B are 1.5 MB. As many valid ones for an outage: 1 MB.
 const KEYS_MAX: u64 = 10_000;
 
 /// How long a key that was valid is believed while the store can't be asked: two hours of an outage.

@@ -294,3 +294,20 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_sketches_are_merged_than_one_answer_may_have() {
+        let mut ada = Sketch::default();
+        ada.insert(b"ada");
+        let (sketch, mut merge) = (ada.to_bytes(), UserMerge::new(CountsBy::Total));
+        for number in 0..SKETCHES_MAX {
+            merge.add(&format!("name-{number}"), 0, &sketch).unwrap();
+        }
+        let refused = merge.add("one more", 0, &sketch);
+        assert!(matches!(refused, Err(Error::TooManyRows { limit: SKETCHES_MAX })), "{refused:?}");
+    }
+}

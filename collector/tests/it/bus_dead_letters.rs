@@ -81,10 +81,10 @@ async fn what_is_buried_goes_over_one_connection_and_over_another_when_that_is_l
     tokio::task::spawn_blocking(move || shared().control(&close).unwrap()).await.unwrap();
     until("it is buried", || async { bus.bury(&numbered(1, 5), "on purpose").await.is_ok() }).await;
     until("the log tells of it", || async { burying_connections(HOST) >= 2 }).await;
-    let held = letters(&bus).await;
-    let batches: Vec<_> = held.list().iter().map(|letter| letter.batches[0].batch).collect();
+    let (walk, letters) = letters(&bus).await;
+    let batches: Vec<_> = letters.iter().map(|letter| letter.batches[0].batch).collect();
     assert_eq!(batches[..6], std::array::from_fn::<_, 6, _>(|number| numbered(1, number).batch));
-    held.close().await;
+    walk.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

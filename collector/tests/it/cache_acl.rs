@@ -2,16 +2,14 @@
 
 use std::time::Duration;
 
-use eventbucket_collector::cache::{
-    Cache, Limits, Node, Quota, RateLimit, Recalled, RedisOptions, Tail, Used,
-};
+use eventbucket_collector::cache::{Cache, Limits, Node, Quota, RateLimit, Recalled, RedisOptions, Tail};
 use eventbucket_collector::project::{KeyHash, ProjectId, Standing};
 use eventbucket_collector::store::{Applied, CountTotals, ViewState};
 use eventbucket_servers::Redis;
 use uuid::Uuid;
 
 use crate::cache_conformance::ask;
-use crate::cache_fixture::Asked as _;
+use crate::cache_fixture::{Asked as _, counters_state, used_today};
 use crate::store_fixture::eventually;
 
 const GUIDE: &str = include_str!("../../../docs/OPERATIONS.md");
@@ -44,15 +42,15 @@ async fn the_rights_in_the_guide_are_all_that_is_needed() {
 
     let state = ViewState { generation: 1, applied_to: 5 };
     let totals = CountTotals { state, per_name: [("a".to_owned(), 5)].into(), complete: true };
-    assert!(cache.reset(SHOP, EPOCH, totals).await);
+    assert_eq!(cache.reset(SHOP, EPOCH, totals).await, Ok(true));
     let step = Applied { generation: 1, from: 5, through: 6, per_name: vec![("a".to_owned(), 1)] };
-    assert!(cache.count_up(SHOP, EPOCH, &step).await);
+    assert_eq!(cache.count_up(SHOP, EPOCH, &step).await, Ok(true));
     assert_eq!(cache.counters(SHOP).await.unwrap().per_name["a"], 6);
-    assert_eq!(cache.counters_state(SHOP).await.unwrap().applied_to, 6);
+    assert_eq!(counters_state(&cache, SHOP).await.unwrap().applied_to, 6);
 
     let rate = Some(RateLimit { events_per_s: 10, burst: 50 });
     let limits = Limits { rate, quota: Quota { per_day: Some(100), per_month: None } };
-    assert!(cache.recount_quota(SHOP, Used::default()).await);
+    assert!(cache.recount_quota(SHOP, used_today(0, 0)).await);
     let taken = cache.take(SHOP, 10, &limits).await;
     assert!(taken.exact && taken.refused.is_none(), "{taken:?}");
     cache.give_back(SHOP, 10, &taken).await;

@@ -244,7 +244,8 @@ async fn live_counters_are_held_against_a_recount() {
     let store = database.open().await;
     let cache = Redis::start().unwrap();
     let cache = cache.cache().await;
-    assert!(cache.reset(SHOP, store.epoch(), store.count_totals(SHOP, 100).await.unwrap()).await);
+    let totals = store.count_totals(SHOP, 100).await.unwrap();
+    assert_eq!(cache.reset(SHOP, store.epoch(), totals).await, Ok(true));
     // What is stored behind the counters' position doesn't concern them.
     store.append(vec![batch(SHOP, events("later", 5))]).await.unwrap();
     count_all_projects(&store).await;
@@ -252,7 +253,7 @@ async fn live_counters_are_held_against_a_recount() {
     assert!(sound.holds(), "{sound:#?}");
     assert_eq!(sound.projects[0].checks.last().unwrap().name, "counters_equal_recount");
     let wrong = Applied { generation: 1, from: 45, through: 46, per_name: vec![("c".into(), 1)] };
-    assert!(cache.count_up(SHOP, store.epoch(), &wrong).await);
+    assert_eq!(cache.count_up(SHOP, store.epoch(), &wrong).await, Ok(true));
     assert_eq!(found(&audited(&store, Some(&cache)).await), (vec!["counters_equal_recount"], vec![]));
 }
 

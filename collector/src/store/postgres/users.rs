@@ -53,7 +53,7 @@ async fn read(
              JOIN rollup_users AS cell ON cell.hours = piece.hours AND start_ms >= low AND start_ms < high
              WHERE project = $1 AND generation = $2 AND {only}
              LIMIT {}
-         ) AS some ORDER BY name, start_ms",
+         ) AS found ORDER BY name, start_ms",
         SKETCHES_MAX + 1
     );
     let select = lease.prepared(&sql).await?;

@@ -224,7 +224,7 @@ fn event(number: u64, poisonous: bool) -> Event {
         name: if poison { "poison".to_owned() } else { format!("name-{}", number % 4) },
         description: None,
         // Some have none, and some had one before under another name or hour.
-        user: (number % 3 > 0).then(|| format!("user-{}", number % 5)),
+        user: (!number.is_multiple_of(3)).then(|| format!("user-{}", number % 5)),
         time: Timestamp::from_ms(NOON_MS - hours * HOUR_MS).expect("a time"),
         stream: None,
         correlation: None,
