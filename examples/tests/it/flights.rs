@@ -9,7 +9,7 @@ use std::path::Path;
 
 use eventbucket_collector::app;
 use eventbucket_collector::project::ProjectId;
-use eventbucket_collector::store::{CountsBy, CountsQuery, EventFilter, EventOrder, Store};
+use eventbucket_collector::store::{CountsBy, CountsQuery, EventFilter, EventOrder, PostgresOptions, Store};
 use eventbucket_servers::{Redis, shared};
 
 use crate::{collector, example};
@@ -82,7 +82,8 @@ async fn the_log_equals_the_file(store: &Store, project: ProjectId) {
     }
     assert_eq!(stored, carriers);
     assert_eq!(without_user, without_tail_number);
-    let counts = CountsQuery { name: None, from_hour: None, to_hour: None, by: CountsBy::Total };
+    let counts =
+        CountsQuery { name: None, from_hour: None, to_hour: None, by: CountsBy::Total, users: false };
     let counted = store.counts(project, counts).await.unwrap();
     assert_eq!(counted.iter().map(|row| row.count).sum::<u64>(), rows, "stopping waits for the counts");
 }
@@ -106,6 +107,6 @@ async fn on_servers_the_totals_are_the_same() {
         ("EVENTBUCKET_CACHE_URL", redis.url()),
     ];
     let project = two_runs(&settings, &folder.path().join("data")).await;
-    let (store, _reader) = app::beside_server(&database, None).await.unwrap();
+    let store = Store::postgres(PostgresOptions::parse(&database, None).unwrap()).await.unwrap();
     the_log_equals_the_file(&store, project).await;
 }
