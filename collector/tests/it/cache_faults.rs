@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use eventbucket_collector::cache::{
     Away, Bound, Cache, Error, Limits, NODE_TTL, Node, NotLocked, Quota, RateLimit, Recalled, RedisOptions,
-    Tail, Used,
+    Tail,
 };
 use eventbucket_collector::project::{AccountId, Grant, KeyHash, KeyKind, ProjectId, Standing};
 use eventbucket_collector::store::{Applied, CountTotals, ViewState};
@@ -313,7 +313,7 @@ async fn what_was_taken_yesterday_is_not_given_back_to_today() {
     let redis = Redis::start().unwrap();
     let cache = redis.cache().await;
     let limits = Limits { rate: None, quota: Quota { per_day: Some(100), per_month: Some(100) } };
-    assert!(cache.recount_quota(SHOP, Used::default()).await);
+    assert!(cache.recount_quota(SHOP, used_today(0, 0)).await);
     let taken = cache.take(SHOP, 30, &limits).await;
     cache.close("none").await;
     let limits_of_shop = "eventbucket:{1}:limits";
