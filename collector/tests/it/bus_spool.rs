@@ -289,6 +289,56 @@ async fn a_batch_that_a_disk_gave_back_changed_goes_to_the_dead_letters_and_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_accepted_into_a_folder_that_nobody_finds_again() {
+    let (parent, options) = (folder(), options(shared()));
+    let (folder, aside) = (parent.path().join("spool"), parent.path().join("aside"));
+    let edge = cut_off(&options, &folder, ROOMY).await;
+    edge.publish(numbered(1, 0)).await.unwrap();
+    std::fs::rename(&folder, &aside).unwrap();
+    let refused = edge.publish(numbered(1, 1)).await.unwrap_err();
+    assert_eq!(refused.status(), 503);
+    assert!(refused.to_string().contains("moved or deleted"), "{refused}");
+    edge.serving().expect_err("it keeps nothing");
+    // Another folder at its place is another.
+    std::fs::create_dir(&folder).unwrap();
+    edge.publish(numbered(1, 2)).await.unwrap_err();
+    let looks = Instant::now();
+    while looks.elapsed() < Duration::from_secs(4) {
+        edge.serving().expect_err("it keeps nothing");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(files(&folder, "").is_empty(), "nothing is made there");
+
+    std::fs::remove_dir(&folder).unwrap();
+    std::fs::rename(&aside, &folder).unwrap();
+    until("it goes on", || async { edge.serving().is_ok() }).await;
+    edge.publish(numbered(1, 3)).await.unwrap();
+    drop(edge);
+    let edge = bus(&spooling(&options, &folder, ROOMY)).await;
+    assert_eq!(numbers(&mut edge.accepted(), 2).await, [0, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_files_that_were_deleted_is_written_into_new_ones() {
+    let (folder, options) = (folder(), options(shared()));
+    let edge = cut_off(&options, folder.path(), ROOMY).await;
+    for number in 0..3 {
+        edge.publish(numbered(1, number)).await.unwrap();
+    }
+    for file in files(folder.path(), ".db") {
+        std::fs::remove_file(file).unwrap();
+    }
+    let refused = edge.publish(numbered(1, 3)).await.unwrap_err();
+    assert_eq!(refused.status(), 503, "{refused}");
+    until("they are written again", || async { edge.serving().is_ok() }).await;
+    edge.publish(numbered(1, 4)).await.unwrap();
+    assert_eq!(waiting(&edge), 4);
+    drop(edge);
+    let edge = bus(&spooling(&options, folder.path(), ROOMY)).await;
+    assert_eq!(numbers(&mut edge.accepted(), 4).await, [0, 1, 2, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_spool_folder_that_can_not_be_used_is_told_at_the_start() {
     let folder = folder();
     let file = folder.path().join("file");

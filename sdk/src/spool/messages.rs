@@ -10,6 +10,7 @@ use eventbucket_protocol::Timestamp;
 use uuid::Uuid;
 
 use super::folder::Folder;
+use super::place::Place;
 use super::{BatchKey, FullBy, Spool, SpoolError, SpoolLimits};
 use crate::encoded::EncodedEvent;
 use crate::id;
@@ -59,6 +60,9 @@ pub enum Trouble {
     /// The file isn't whole: it is to be set aside.
     #[error("a file isn't whole: {0}")]
     Corrupt(String),
+    /// The file or its folder was moved or deleted: what is written to it is found by nobody.
+    #[error("its folder or files were moved or deleted; move them back, or start the edge again")]
+    Moved,
     /// Anything else: the file is to be dropped, and taken over again later.
     #[error("{0}")]
     Failed(String),
@@ -75,7 +79,16 @@ impl From<SpoolError> for Trouble {
 }
 
 /// A file of messages that belongs to this process. Dropping it leaves it to others, and removes it when it is empty.
-pub struct MessageSpool(Spool);
+pub struct MessageSpool {
+    spool: Spool,
+    place: Place,
+}
+
+impl From<Spool> for MessageSpool {
+    fn from(spool: Spool) -> Self {
+        Self { place: Place::of(spool.path()), spool }
+    }
+}
 
 impl MessageSpool {
     /// Makes a new file. Makes the folder too, readable by its owner alone.
@@ -83,7 +96,7 @@ impl MessageSpool {
     /// # Errors
     /// When the folder or the file can't be made.
     pub fn create(folder: &Path) -> Result<Self, Trouble> {
-        Ok(Self(Spool::create(&Folder::open_for(folder, PREFIX)?, UNBOUNDED)?))
+        Ok(Spool::create(&Folder::open_for(folder, PREFIX)?, UNBOUNDED)?.into())
     }
 
     /// Takes over every file whose process is dead, the oldest first. One that isn't whole is renamed.
@@ -93,21 +106,32 @@ impl MessageSpool {
     pub fn abandoned(folder: &Path) -> Result<(Vec<Self>, Abandoned), Trouble> {
         let (spools, found) = Spool::claim_each(&Folder::open_for(folder, PREFIX)?, UNBOUNDED)?;
         let found = Abandoned { set_aside: found.set_aside, left: found.left };
-        Ok((spools.into_iter().map(Self).collect(), found))
+        Ok((spools.into_iter().map(Self::from).collect(), found))
     }
 
-    /// Appends messages as one group, all or none; they are on the disk when it returns.
+    /// Appends messages as one group, all or none; they are on the disk when it returns, in a file that is found there.
     ///
     /// # Errors
-    /// [`Trouble::DiskFull`], or what is wrong with the file.
+    /// [`Trouble::DiskFull`], [`Trouble::Moved`], or what is wrong with the file.
     pub fn append(&mut self, messages: &[Message]) -> Result<(), Trouble> {
-        let group = self.0.begin(id::batch(Timestamp::from_system(SystemTime::now())));
+        self.check_place()?;
+        let group = self.spool.begin(id::batch(Timestamp::from_system(SystemTime::now())));
         let event =
             |message: &Message| EncodedEvent::new(Uuid::nil(), message.kept_ms, Arc::clone(&message.bytes));
         let events: Vec<_> = messages.iter().map(event).collect();
-        let appended = self.0.append(group, &events, true);
-        self.0.close_batch();
-        Ok(appended?)
+        let appended = self.spool.append(group, &events, true);
+        self.spool.close_batch();
+        appended?;
+        // Only now is it known where it was written.
+        self.check_place()
+    }
+
+    /// Makes sure that the file is where it was opened.
+    ///
+    /// # Errors
+    /// [`Trouble::Moved`]; what is in it can be read as long as it is open.
+    pub fn check_place(&self) -> Result<(), Trouble> {
+        if self.place.is_kept() { Ok(()) } else { Err(Trouble::Moved) }
     }
 
     /// Lists the oldest groups in the order in which they were kept.
@@ -121,7 +145,7 @@ impl MessageSpool {
             oldest_ms: batch.first_captured_ms,
             key: batch.key,
         };
-        Ok(self.0.oldest_batches(groups_max)?.into_iter().map(group).collect())
+        Ok(self.spool.oldest_batches(groups_max)?.into_iter().map(group).collect())
     }
 
     /// Reads the messages of a group in their order.
@@ -130,7 +154,7 @@ impl MessageSpool {
     /// What is wrong with the file.
     pub fn read(&self, group: &Group) -> Result<Vec<Message>, Trouble> {
         let message = |event: EncodedEvent| Message { kept_ms: event.captured_ms, bytes: event.bytes };
-        Ok(self.0.read(group.key)?.into_iter().map(message).collect())
+        Ok(self.spool.read(group.key)?.into_iter().map(message).collect())
     }
 
     /// Removes a group. A power cut may undo that. On a full disk it is remembered and done later.
@@ -138,19 +162,19 @@ impl MessageSpool {
     /// # Errors
     /// What is wrong with the file.
     pub fn remove(&mut self, group: &Group) -> Result<(), Trouble> {
-        Ok(self.0.remove(group.key).map(drop)?)
+        Ok(self.spool.remove(group.key).map(drop)?)
     }
 
     /// How many messages are in it.
     #[must_use]
     pub fn messages(&self) -> u64 {
-        self.0.events()
+        self.spool.events()
     }
 
     /// Their bytes, with what keeping them takes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.0.bytes()
+        self.spool.bytes()
     }
 
     /// Renames a file that turned out not to be whole.
@@ -158,7 +182,7 @@ impl MessageSpool {
     /// # Errors
     /// When it can't be renamed.
     pub fn set_aside(self) -> Result<(), Trouble> {
-        Ok(self.0.set_aside()?)
+        Ok(self.spool.set_aside()?)
     }
 }
 
@@ -200,6 +224,20 @@ mod tests {
         drop(files);
         let (files, _) = MessageSpool::abandoned(folder.path()).unwrap();
         assert_eq!(files.iter().map(texts).collect::<Vec<_>>(), [vec!["d"]], "an empty file is removed");
+    }
+
+    #[test]
+    fn a_file_that_was_deleted_takes_nothing_more_and_gives_what_it_has() {
+        for ending in ["", "-wal"] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut spool = MessageSpool::create(folder.path()).unwrap();
+            spool.append(&[message("a")]).unwrap();
+            let mut path = spool.spool.path().as_os_str().to_owned();
+            path.push(ending);
+            fs::remove_file(path).unwrap();
+            assert!(matches!(spool.append(&[message("b")]), Err(Trouble::Moved)), "{ending}");
+            assert_eq!(texts(&spool), ["a"]);
+        }
     }
 
     #[test]

@@ -63,6 +63,9 @@ mod messages;
 /// Removals a full disk has put off.
 mod owed;
 
+/// Whether an open file is where it was.
+mod place;
+
 /// A batch cut into parts.
 mod split;
 
@@ -81,6 +84,7 @@ mod fault_tests;
 #[cfg(test)]
 mod power_cut_tests;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use eventbucket_protocol::BatchId;
@@ -334,6 +338,11 @@ impl Spool {
     pub(crate) fn set_aside(mut self) -> Result<(), SpoolError> {
         self.connection.close();
         self.claim.set_aside_file()
+    }
+
+    /// Returns where the file is.
+    fn path(&self) -> &Path {
+        self.claim.file()
     }
 
     /// Returns the bytes of all events with overhead, those of the open batch included.

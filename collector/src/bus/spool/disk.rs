@@ -1,16 +1,17 @@
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use eventbucket::message_spool::{Abandoned, Group, Message, MessageSpool, Trouble};
 use tokio::sync::oneshot;
 
-use super::{Board, ShardOf, Spooled, ValidBatch, record, time};
+use super::folder::Home;
+use super::{Board, ShardOf, Spooled, ValidBatch, record, rescue, time};
 use crate::project::ProjectId;
 
 /// Bytes of one commit: 4 MiB, thirty usual batches. More only make who waits wait longer.
-const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What is read at once for sending: 4 MiB keep a broker busy for a round trip at 1 GB/s, and are all that draining takes
 /// in memory besides the broker's own lines.
@@ -57,10 +58,11 @@ struct File {
 
 /// The files, used by one thread.
 pub(super) struct Disk {
-    folder: PathBuf,
+    home: Home,
     board: Arc<Board>,
     shard_of: ShardOf,
-    /// Taken over from dead processes, the oldest first: they are emptied before the own ones.
+    /// Taken over from dead processes, the oldest first, and own ones that were moved or deleted: they are emptied before the
+    /// own ones.
     adopted: VecDeque<File>,
     /// What this process writes to, by shard. One that failed is dropped, and taken over at the next look like any other.
     own: BTreeMap<u16, File>,
@@ -74,16 +76,16 @@ type Lines = BTreeMap<u16, Vec<Waiting>>;
 
 impl Disk {
     pub(super) fn open(
-        folder: PathBuf,
+        home: Home,
         board: Arc<Board>,
         shard_of: ShardOf,
         files: Vec<MessageSpool>,
     ) -> Result<Self, Trouble> {
         let (adopted, own) = (VecDeque::new(), BTreeMap::new());
-        let mut disk = Self { folder, board, shard_of, adopted, own, next_number: 0 };
+        let mut disk = Self { home, board, shard_of, adopted, own, next_number: 0 };
         disk.adopt(files);
         // Files are made when they are needed; whether they can be is told at the start.
-        drop(MessageSpool::create(&disk.folder)?);
+        drop(disk.create()?);
         Ok(disk)
     }
 
@@ -108,6 +110,7 @@ impl Disk {
                 }
                 Order::Adopt(files) => {
                     self.adopt(files);
+                    self.look();
                     self.try_again();
                 }
                 Order::End => return,
@@ -153,7 +156,7 @@ impl Disk {
         let mut own = match self.own.remove(&shard) {
             Some(own) => own,
             None => {
-                let spool = MessageSpool::create(&self.folder)?;
+                let spool = self.create()?;
                 self.file(shard, spool)
             }
         };
@@ -166,6 +169,11 @@ impl Disk {
                 self.own.insert(shard, own);
                 Err(Trouble::DiskFull)
             }
+            // What it holds was accepted, and is to be had as long as it is open.
+            Err(Trouble::Moved) => {
+                self.adopted.push_back(own);
+                Err(Trouble::Moved)
+            }
             Err(trouble) => {
                 give_up(own, &trouble);
                 Err(trouble)
@@ -173,11 +181,46 @@ impl Disk {
         }
     }
 
+    /// Makes a file where the folder was opened, and nowhere else.
+    fn create(&self) -> Result<MessageSpool, Trouble> {
+        self.home.check()?;
+        MessageSpool::create(self.home.path())
+    }
+
+    /// Sees whether everything is where it was. What is in files that were deleted is written into new ones.
+    fn look(&mut self) {
+        let is_moved = |own: &File| own.spool.check_place().is_err();
+        let moved: Vec<u16> =
+            self.own.iter().filter(|(_, own)| is_moved(own)).map(|(shard, _)| *shard).collect();
+        self.adopted.extend(moved.iter().filter_map(|shard| self.own.remove(shard)));
+        let mut found = self.home.check();
+        for index in 0..self.adopted.len() {
+            let file = &self.adopted[index];
+            if found.is_err() || file.spool.messages() == 0 || file.spool.check_place().is_ok() {
+                continue;
+            }
+            let (batches, shard) = (file.spool.messages(), file.shard);
+            match self.create().and_then(|into| rescue::copy(&file.spool, into)) {
+                Ok(copied) => {
+                    tracing::warn!(batches, "a file of the spool was moved or deleted and is written again");
+                    let copied = self.file(shard, copied);
+                    rescue::empty(&mut std::mem::replace(&mut self.adopted[index], copied).spool);
+                }
+                Err(trouble) => found = Err(trouble),
+            }
+        }
+        if let Err(trouble) = found {
+            self.board.lock().trouble = Some(trouble.to_string().into());
+        }
+        self.tell();
+    }
+
     /// A folder may be there again, and a disk may have room.
     fn try_again(&mut self) {
         if self.board.lock().trouble.is_some()
-            && has_room(&self.folder)
-            && MessageSpool::create(&self.folder).is_ok()
+            && self.home.has_room()
+            && self.create().is_ok()
+            && self.adopted.iter().all(|file| file.spool.check_place().is_ok())
         {
             self.board.lock().trouble = None;
         }
@@ -322,12 +365,6 @@ fn give_up(file: File, trouble: &Trouble) {
             tracing::error!(error = %other, "a file of the spool failed; it is opened again in a moment");
         }
     }
-}
-
-/// Room for the largest batch and what SQLite writes beside it.
-fn has_room(folder: &Path) -> bool {
-    const ROOM_BYTES: u64 = 64 * 1024 * 1024;
-    rustix::fs::statvfs(folder).is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) >= ROOM_BYTES)
 }
 
 /// Says what a look into the folder found. `left_before` keeps what can't be used from being said at every look.

@@ -1,4 +1,8 @@
-use std::path::Path;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use eventbucket::message_spool::Trouble;
 
 use crate::store;
 
@@ -32,6 +36,42 @@ pub(super) fn check_before(folder: &Path) -> Result<(), String> {
 pub(super) fn check_after(folder: &Path) -> Result<(), String> {
     store::warn_if_open_to_others(folder);
     kind_of(folder).map(drop)
+}
+
+/// The folder that was opened. Another one at its path lies on another disk, or is gone with the next mount.
+#[derive(Clone)]
+pub(super) struct Home {
+    path: PathBuf,
+    /// Device and inode.
+    identity: Option<(u64, u64)>,
+}
+
+impl Home {
+    pub(super) fn of(path: PathBuf) -> Self {
+        Self { identity: identity(&path), path }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes sure that the path still leads there.
+    pub(super) fn check(&self) -> Result<(), Trouble> {
+        let same = self.identity.is_some() && identity(&self.path) == self.identity;
+        if same { Ok(()) } else { Err(Trouble::Moved) }
+    }
+
+    /// Room for the largest batch and what SQLite writes beside it.
+    pub(super) fn has_room(&self) -> bool {
+        const ROOM_BYTES: u64 = 64 * 1024 * 1024;
+        rustix::fs::statvfs(&self.path)
+            .is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) >= ROOM_BYTES)
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 fn kind_of(path: &Path) -> Result<u64, String> {

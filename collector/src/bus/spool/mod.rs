@@ -5,6 +5,9 @@
 /// The thread that owns the files.
 mod disk;
 
+/// Files that were moved or deleted, written again.
+mod rescue;
+
 /// How a batch is written there.
 mod record;
 
@@ -12,7 +15,7 @@ mod record;
 mod folder;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -27,6 +30,7 @@ use super::{DrainRate, Error};
 use crate::project::ProjectId;
 pub(super) use disk::Taken;
 use disk::{Disk, Order};
+use folder::Home;
 pub(super) use record::Unreadable;
 
 /// Where batches wait while the broker is away, and how many.
@@ -56,6 +60,7 @@ pub(super) struct Spool {
     board: Arc<Board>,
     orders: mpsc::Sender<Order>,
     options: Arc<SpoolOptions>,
+    home: Home,
     ended: CancellationToken,
 }
 
@@ -121,17 +126,17 @@ impl Spool {
         let (opened, ended) = (Arc::clone(&board), CancellationToken::new());
         let end = ended.clone().drop_guard();
         let opening = tokio::task::spawn_blocking(move || {
-            let disk = open_files(folder, opened, shard_of)?;
+            let (disk, home) = open_files(&folder, opened, shard_of)?;
             let thread = std::thread::Builder::new().name("spool".to_owned());
             // A file that is closed in the middle of nothing is whole, so nobody has to wait for the thread's end.
             let started = thread.spawn(move || {
                 let _end = end;
                 disk.obey(&received);
             });
-            started.map(drop).map_err(|error| error.to_string())
+            started.map(|_| home).map_err(|error| error.to_string())
         });
         match opening.await {
-            Ok(Ok(())) => Ok(Self { board, orders, options: Arc::new(options), ended }),
+            Ok(Ok(home)) => Ok(Self { board, orders, options: Arc::new(options), home, ended }),
             Ok(Err(reason)) => Err(unusable(reason)),
             Err(panicked) => Err(unusable(panicked.to_string())),
         }
@@ -247,16 +252,22 @@ impl Spool {
     pub(super) async fn look(self) {
         let mut look = tokio::time::interval(LOOK_PERIOD);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut left_before = 0;
+        let (mut left_before, mut missing) = (0, false);
         loop {
             look.tick().await;
-            let folder = self.options.folder.clone();
-            let found = tokio::task::spawn_blocking(move || MessageSpool::abandoned(&folder)).await;
-            match found {
+            let home = self.home.clone();
+            // Where the folder was moved from nothing is made.
+            let look = move || home.check().and_then(|()| MessageSpool::abandoned(home.path()));
+            match tokio::task::spawn_blocking(look).await {
                 Ok(Ok((files, found))) => {
+                    missing = false;
                     disk::report(&self.options.folder, &files, found, &mut left_before);
                     // Without the thread the files are dropped here, and free again.
                     let _ = self.orders.send(Order::Adopt(files));
+                }
+                Ok(Err(Trouble::Moved)) => {
+                    self.miss(&mut missing);
+                    let _ = self.orders.send(Order::Adopt(Vec::new()));
                 }
                 Ok(Err(error)) => {
                     let folder = self.options.folder.display();
@@ -264,6 +275,18 @@ impl Spool {
                 }
                 Err(_) => return,
             }
+        }
+    }
+
+    /// Says once that the folder is gone.
+    fn miss(&self, missing: &mut bool) {
+        if !std::mem::replace(missing, true) {
+            let (batches, folder) = (self.kept().batches, self.options.folder.display());
+            tracing::error!(
+                batches,
+                %folder,
+                "the spool folder was moved or deleted: nothing is kept until it is back; what was kept is sent as long as this process lives"
+            );
         }
     }
 
@@ -280,12 +303,14 @@ impl Spool {
     }
 }
 
-fn open_files(folder: PathBuf, board: Arc<Board>, shard_of: ShardOf) -> Result<Disk, String> {
-    folder::check_before(&folder)?;
-    let (files, found) = MessageSpool::abandoned(&folder).map_err(|error| error.to_string())?;
-    folder::check_after(&folder)?;
-    disk::report(&folder, &files, found, &mut 0);
-    Disk::open(folder, board, shard_of, files).map_err(|error| error.to_string())
+fn open_files(folder: &Path, board: Arc<Board>, shard_of: ShardOf) -> Result<(Disk, Home), String> {
+    folder::check_before(folder)?;
+    let (files, found) = MessageSpool::abandoned(folder).map_err(|error| error.to_string())?;
+    folder::check_after(folder)?;
+    disk::report(folder, &files, found, &mut 0);
+    let home = Home::of(folder.to_owned());
+    let disk = Disk::open(home.clone(), board, shard_of, files).map_err(|error| error.to_string())?;
+    Ok((disk, home))
 }
 
 /// The thread ends with the collector; before that only by a fault of its own.
