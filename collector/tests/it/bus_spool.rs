@@ -338,6 +338,49 @@ async fn what_is_in_files_that_were_deleted_is_written_into_new_ones() {
     assert_eq!(numbers(&mut edge.accepted(), 4).await, [0, 1, 2, 4]);
 }
 
+/// Runs the test below on a disk of its own, which only it sees; where mounting isn't allowed nothing is tested.
+#[test]
+fn an_edge_starts_on_a_full_disk_and_sends_what_is_there() {
+    let folder = folder();
+    let script = "truncate -s 16M disk && mkfs.ext4 -q -F disk && mkdir mounted && mount -o loop disk mounted || exit 77
+                  exec \"$0\" --exact bus_spool::child_on_a_full_disk --ignored --nocapture";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(std::env::current_exe().unwrap());
+    let command =
+        command.current_dir(folder.path()).env("EVENTBUCKET_TEST_DISK", folder.path().join("mounted"));
+    let Ok(ended) = command.output() else { return println!("there is no unshare here") };
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned() + &String::from_utf8_lossy(&ended.stderr);
+    assert!(matches!(ended.status.code(), Some(0 | 1 | 77)) && !said.contains("panicked"), "{said}");
+    println!("{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the child of `an_edge_starts_on_a_full_disk_and_sends_what_is_there`"]
+async fn child_on_a_full_disk() {
+    let disk = PathBuf::from(std::env::var_os("EVENTBUCKET_TEST_DISK").expect("run by its parent"));
+    let (folder, options) = (disk.join("spool"), options(shared()));
+    let edge = cut_off(&options, &folder, ROOMY).await;
+    let mut taken = 0;
+    while edge.publish(large(1, taken)).await.is_ok() {
+        taken += 1;
+    }
+    assert!(taken > 5, "{taken}");
+    drop(edge);
+    let mut filler = std::fs::File::create(disk.join("filler")).unwrap();
+    while std::io::Write::write_all(&mut filler, &[0; 512]).is_ok() {}
+    let before = files(&folder, "edge-").len();
+
+    let edge = cut_off(&options, &folder, ROOMY).await;
+    until("it has what is there", || async { waiting(&edge) == taken as u64 }).await;
+    let refused = edge.serving().unwrap_err();
+    assert!(refused.to_string().contains("full"), "{refused}");
+    drop(edge);
+    assert_eq!(files(&folder, "edge-").len(), before, "no try leaves a file");
+    let edge = bus(&spooling(&options, &folder, ROOMY)).await;
+    assert_eq!(numbers(&mut edge.accepted(), taken).await, (0..taken).collect::<Vec<_>>());
+    until_empty(&edge).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spool_folder_that_can_not_be_used_is_told_at_the_start() {
     let folder = folder();

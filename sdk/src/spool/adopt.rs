@@ -79,7 +79,8 @@ impl Spool {
     /// When it can't be made or locked.
     pub(super) fn create(folder: &Folder, limits: SpoolLimits) -> Result<Self, SpoolError> {
         let claim = folder.claim_new()?;
-        let connection = file::create(claim.file())?;
+        // What a full disk has left of it would be in the way of nothing, and stay.
+        let connection = file::create(claim.file()).inspect_err(|_| claim.remove_files())?;
         Self::over(connection, claim, folder.clone(), limits)
     }
 

@@ -162,7 +162,8 @@ impl Claim {
     /// Removes the file, its log and, last, its lock: a file without lock could be claimed by another.
     pub(super) fn remove_files(&self) {
         // A file that stays is claimed by the next process, which finds it empty or its batches merged already.
-        if fs::remove_file(&self.file).is_ok() {
+        let removed = fs::remove_file(&self.file);
+        if removed.is_ok() || removed.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
             drop(fs::remove_file(file::log_of(&self.file)));
             drop(fs::remove_file(&self.lock));
         }

@@ -85,7 +85,15 @@ impl Disk {
         let mut disk = Self { home, board, shard_of, adopted, own, next_number: 0 };
         disk.adopt(files);
         // Files are made when they are needed; whether they can be is told at the start.
-        drop(disk.create()?);
+        match disk.create() {
+            // What is there is sent all the same, and makes room.
+            Err(trouble) if matches!(trouble, Trouble::DiskFull) || disk.home.is_full() => {
+                let folder = disk.home.path().display();
+                tracing::error!(error = %trouble, %folder, "nothing can be kept in the spool; free some of its disk");
+                disk.board.lock().trouble = Some(trouble.to_string().into());
+            }
+            made => drop(made?),
+        }
         Ok(disk)
     }
 

@@ -61,11 +61,22 @@ impl Home {
         if same { Ok(()) } else { Err(Trouble::Moved) }
     }
 
-    /// Room for the largest batch and what SQLite writes beside it.
+    /// Room for the largest batch and what SQLite writes beside it, or half of a disk that is small.
     pub(super) fn has_room(&self) -> bool {
         const ROOM_BYTES: u64 = 64 * 1024 * 1024;
-        rustix::fs::statvfs(&self.path)
-            .is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) >= ROOM_BYTES)
+        self.bytes().is_some_and(|(free, all)| free >= ROOM_BYTES.min(all / 2))
+    }
+
+    /// Less than a new file takes.
+    pub(super) fn is_full(&self) -> bool {
+        const FILE_BYTES: u64 = 256 * 1024;
+        self.bytes().is_some_and(|(free, _)| free < FILE_BYTES)
+    }
+
+    /// Bytes of the disk that are free, and all.
+    fn bytes(&self) -> Option<(u64, u64)> {
+        let stat = rustix::fs::statvfs(&self.path).ok()?;
+        Some((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
     }
 }
 
