@@ -305,6 +305,14 @@ impl Bus {
         }
     }
 
+    /// Waits until this process takes no more batches from its broker; for ever without one. Cancel-safe.
+    pub async fn closed(&self) {
+        match &self.0 {
+            Backend::InProcess(_) => pending().await,
+            Backend::RabbitMq(bus) => bus.closed().await,
+        }
+    }
+
     /// Closes and waits until a broker knows which of the batches it gave out are stored, so that none of them comes again, and
     /// until the files of the spool are free for others.
     pub async fn finish(&self) {

@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::app::{self, Running};
 use crate::bus;
-use crate::config::{self, Config, Flags};
+use crate::config::{self, Config, Flags, Role};
 use crate::edge::Tls;
 use crate::shutdown::Signals;
 use crate::telemetry::logs;
@@ -75,7 +75,16 @@ pub(super) async fn run(args: ServeArgs) -> Result<ExitCode, Failure> {
         running.stop().await.map_err(|error| Failure::new("close the store", error))?;
         return Err(failure);
     }
-    until_stopped(running, &mut signals).await
+    until_stopped(running, &mut signals, farewell(&config)).await
+}
+
+/// What is true of everything that was acknowledged when it has stopped: behind a broker it needn't be stored yet.
+fn farewell(config: &Config) -> &'static str {
+    match (&config.bus.url, config.edge.spool.as_ref().filter(|_| config.roles.has(Role::Edge))) {
+        (None, _) => "stopped; everything acknowledged is stored",
+        (Some(_), None) => "stopped; everything acknowledged is stored or waits in RabbitMQ",
+        (Some(_), Some(_)) => "stopped; everything acknowledged is stored or waits in RabbitMQ or the spool",
+    }
 }
 
 /// Reads the configuration: flags, then variables, then the file.
@@ -121,7 +130,11 @@ fn starting(config: &Config, error: app::Error) -> Failure {
 }
 
 /// Serves until a signal, or until a part of it ends that shouldn't.
-async fn until_stopped(running: Running, signals: &mut Signals) -> Result<ExitCode, Failure> {
+async fn until_stopped(
+    running: Running,
+    signals: &mut Signals,
+    farewell: &'static str,
+) -> Result<ExitCode, Failure> {
     // Both are cancel-safe.
     let broken = tokio::select! {
         signal = signals.next() => {
@@ -143,7 +156,7 @@ async fn until_stopped(running: Running, signals: &mut Signals) -> Result<ExitCo
     }
     match broken {
         None => {
-            tracing::info!("stopped; everything acknowledged is stored");
+            tracing::info!("{farewell}");
             Ok(ExitCode::SUCCESS)
         }
         Some(stage) => {

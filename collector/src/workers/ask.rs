@@ -37,8 +37,8 @@ pub(super) trait Source {
     fn is_durable(&self) -> bool;
     async fn bury(&self, batch: &ValidBatch, reason: &str) -> Result<(), bus::Error>;
     fn announce(&self, ranges: &[StoredRange]);
-    /// Lets time pass before what is held is tried again.
-    async fn hold(&self, pause: Duration);
+    /// Lets time pass before what is held is tried again. `false` when the bus is closed: then whoever brought it keeps it.
+    async fn hold(&self, pause: Duration) -> bool;
 }
 
 /// Who is told what became of a batch.
@@ -110,8 +110,13 @@ impl Source for Bus {
         self.announce(ranges);
     }
 
-    async fn hold(&self, pause: Duration) {
-        tokio::time::sleep(pause).await;
+    async fn hold(&self, pause: Duration) -> bool {
+        // Both are cancel-safe: a token and a timer.
+        tokio::select! {
+            biased;
+            () = self.closed() => false,
+            () = tokio::time::sleep(pause) => true,
+        }
     }
 }
 

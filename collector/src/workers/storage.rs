@@ -36,7 +36,8 @@ struct Burial<T> {
 type Waiting<B> = (ValidBatch, <B as Source>::Ticket);
 
 /// Appends what the bus accepted until it is closed and empty: all batches that wait share one commit, and each publisher
-/// is answered after it. `cancel` is the hard stop: who still waits is told to send again.
+/// is answered after it. What can't be stored then is left to a broker that keeps it. `cancel` is the hard stop: who still
+/// waits is told to send again.
 ///
 /// # Panics
 /// When another storage worker has taken the receiving ends of this bus already.
@@ -56,16 +57,20 @@ impl Writer<Bus, Store, Cache> {
     async fn drain(&self, mut accepted: Accepted) {
         let events_max = self.store.transaction_events_max();
         while let Some(deliveries) = accepted.next(events_max, TRANSACTION_BATCHES_MAX).await {
-            self.append(deliveries.into_iter().map(|Delivery { batch, ticket }| (batch, ticket)).collect())
-                .await;
+            let waiting = deliveries.into_iter().map(|Delivery { batch, ticket }| (batch, ticket)).collect();
+            if !self.append(waiting).await {
+                // What was brought and not looked at goes back with the receiving end.
+                return;
+            }
         }
     }
 }
 
 impl<B: Source, S: Log, C: Live> Writer<B, S, C> {
     /// Appends until every publisher is answered. On a durable bus nobody waits for the answer, so what the store can't take
-    /// yet is held and tried again: a store that is away spends no delivery. So are dead letters that can't be left yet.
-    pub(super) async fn append(&self, mut left: Vec<Waiting<B>>) {
+    /// yet is held and tried again: a store that is away spends no delivery. So are dead letters that can't be left yet. When
+    /// the bus is closed they go back at once, and the answer is `false`.
+    pub(super) async fn append(&self, mut left: Vec<Waiting<B>>) -> bool {
         let (mut pause, longest) = PAUSE;
         let (mut burials, mut tried) = (Vec::new(), false);
         loop {
@@ -76,9 +81,16 @@ impl<B: Source, S: Log, C: Live> Writer<B, S, C> {
             tried = true;
             burials = self.bury(burials).await;
             if left.is_empty() && burials.is_empty() {
-                return;
+                return true;
             }
-            self.bus.hold(pause).await;
+            if !self.bus.hold(pause).await {
+                let batches = left.len() + burials.len();
+                tracing::warn!(
+                    batches,
+                    "batches can't be stored before this process ends; RabbitMQ keeps them"
+                );
+                return false;
+            }
             pause = (pause * 2).min(longest);
         }
     }

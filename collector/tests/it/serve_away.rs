@@ -3,8 +3,50 @@
 use std::time::{Duration, Instant};
 
 use eventbucket_servers::{Postgres, RabbitMq};
+use serde_json::json;
 
 use crate::harness::{Collector, eventually};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn storage_that_stops_without_its_store_gives_back_what_it_holds_and_says_where_it_is() {
+    let servers = || (Postgres::start().unwrap(), RabbitMq::start().unwrap());
+    let (mut postgres, rabbitmq) = tokio::task::spawn_blocking(servers).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!(
+        "[store]\nurl = \"{}\"\n[bus]\nurl = \"{}\"\nshards = 1\n[edge]\ndrain_notice = \"1ms\"\n",
+        postgres.url(),
+        rabbitmq.url()
+    );
+    let start = |name: &str, roles: &str| {
+        let data = folder.path().join(name);
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join("eventbucket.toml"), &file).unwrap();
+        Collector::start_in(&data, &["--roles", roles])
+    };
+    let edge = start("edge", "edge,query");
+    let mut storage = start("storage", "storage");
+    edge.send(json!({ "batch_id": "first", "events": [{ "id": "a", "name": "first" }] })).await;
+    let stored = |count: &str| {
+        edge.metrics().contains(&format!("eventbucket_events_total{{verdict=\"stored\"}} {count}\n"))
+    };
+    eventually("it is stored", || stored("1"));
+
+    postgres.kill().unwrap();
+    for number in 0..20 {
+        edge.send(json!({ "events": [{ "id": format!("b{number}"), "name": "later" }] })).await;
+    }
+    eventually("they are held", || storage.logged().contains("batches can't be stored yet"));
+    let since = Instant::now();
+    let ended = storage.terminate();
+    assert_eq!(ended.code(), Some(0), "{}", storage.logged());
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    let said = storage.logged();
+    assert!(said.contains("RabbitMQ keeps them") && said.contains("stored or waits in RabbitMQ"), "{said}");
+
+    postgres.restart().unwrap();
+    storage.restart();
+    eventually("the others are stored too", || stored("21"));
+}
 
 #[test]
 fn workers_are_not_ready_without_the_broker_and_tell_their_figures_without_the_store() {

@@ -326,6 +326,10 @@ impl RabbitMq {
         self.0.closing.cancel();
     }
 
+    pub(super) async fn closed(&self) {
+        self.0.closing.cancelled().await;
+    }
+
     /// Waits until the broker knows what was stored, after [`RabbitMq::close`] and the last answer.
     pub(super) async fn finish(&self) {
         self.close();

@@ -264,9 +264,10 @@ impl Source for Way {
         self.world.borrow_mut().announced.extend(ranges.iter().filter(|range| range.first <= range.last));
     }
 
-    async fn hold(&self, pause: Duration) {
+    async fn hold(&self, pause: Duration) -> bool {
         let until = self.world.borrow().now_ms + u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         self.stops.stop(At::Asleep(until)).await;
+        true
     }
 }
 

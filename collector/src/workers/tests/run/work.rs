@@ -25,7 +25,9 @@ impl Simulation {
                 let taken = self.take(place, project);
                 if !taken.is_empty() {
                     let writer = Writer { bus: way.clone(), store: way.clone(), cache: way };
-                    self.start(place, async move { writer.append(taken).await });
+                    self.start(place, async move {
+                        writer.append(taken).await;
+                    });
                 }
             }
             Role::Insight => {
