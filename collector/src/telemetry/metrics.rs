@@ -35,7 +35,6 @@ struct Figures {
     body_bytes: Counter,
     connections: Gauge,
     connections_refused: Counter,
-    free_disk: Gauge,
 }
 
 impl Metrics {
@@ -56,7 +55,6 @@ impl Metrics {
             connections: recorder.register_gauge(&Key::from_static_name(CONNECTIONS), &METADATA),
             connections_refused: recorder
                 .register_counter(&Key::from_static_name(CONNECTIONS_REFUSED), &METADATA),
-            free_disk: recorder.register_gauge(&Key::from_static_name(FREE_DISK), &METADATA),
             recorder,
         }))
     }
@@ -94,10 +92,11 @@ impl Metrics {
         self.0.connections_refused.increment(1);
     }
 
-    /// Sets how much room the disk has.
+    /// Sets how much room the disk has; a process without one has no such figure.
     pub fn free_disk(&self, bytes: u64) {
+        let gauge = self.0.recorder.register_gauge(&Key::from_static_name(FREE_DISK), &METADATA);
         #[expect(clippy::cast_precision_loss, reason = "a gauge; exact below 8 PiB")]
-        self.0.free_disk.set(bytes as f64);
+        gauge.set(bytes as f64);
     }
 
     /// Sets how much waits in the spool, where there is one.
@@ -194,6 +193,9 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
+        assert!(!text.contains("eventbucket_disk_free_bytes"), "no disk was looked at");
+        metrics.free_disk(5);
+        assert!(metrics.render().contains("eventbucket_disk_free_bytes 5"));
         drop(open);
         assert!(metrics.render().contains("eventbucket_http_connections 0"));
     }
