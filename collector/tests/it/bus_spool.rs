@@ -333,7 +333,13 @@ async fn what_is_in_files_that_were_deleted_is_written_into_new_ones() {
     until("they are written again", || async { edge.serving().is_ok() }).await;
     edge.publish(numbered(1, 4)).await.unwrap();
     assert_eq!(waiting(&edge), 4);
-    drop(edge);
+    // Also when nobody sends anything.
+    let before = files(folder.path(), ".db");
+    before.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    until("they are written again", || async { !files(folder.path(), ".db").is_empty() }).await;
+    until("they are whole", || async { edge.serving().is_ok() }).await;
+    soon("the end", edge.finish()).await;
+    assert!(files(folder.path(), ".db").iter().all(|file| !before.contains(file)));
     let edge = bus(&spooling(&options, folder.path(), ROOMY)).await;
     assert_eq!(numbers(&mut edge.accepted(), 4).await, [0, 1, 2, 4]);
 }

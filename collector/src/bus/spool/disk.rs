@@ -197,6 +197,7 @@ impl Disk {
 
     /// Sees whether everything is where it was. What is in files that were deleted is written into new ones.
     fn look(&mut self) {
+        self.adopted.retain(|file| file.spool.messages() > 0);
         let is_moved = |own: &File| own.spool.check_place().is_err();
         let moved: Vec<u16> =
             self.own.iter().filter(|(_, own)| is_moved(own)).map(|(shard, _)| *shard).collect();

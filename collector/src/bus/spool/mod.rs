@@ -295,7 +295,11 @@ impl Spool {
         let kept = self.kept();
         if kept.batches > 0 {
             let (batches, folder) = (kept.batches, self.options.folder.display());
-            tracing::warn!(batches, %folder, "batches stay in the spool; the next edge on this folder sends them");
+            if self.home.check().is_ok() {
+                tracing::warn!(batches, %folder, "batches stay in the spool; the next edge on this folder sends them");
+            } else {
+                tracing::error!(batches, %folder, "batches are in a spool folder that was moved or deleted; move it back for the next edge");
+            }
         }
         // One that has ended already is closed.
         let _ = self.orders.send(Order::End);
