@@ -164,22 +164,33 @@ impl Place {
         }
     }
 
-    /// Does the same to some or all, the named being found before anything is done to the first of them.
+    /// Does the same to some or all, the named being found before anything is done to the first of them. What this version
+    /// can't read can't be replayed: it stays, and holds up none behind it.
     async fn deal(&mut self, output: Output, args: &ManyArgs, deed: LetterDeed) -> Result<(), Failure> {
-        let mut messages = 0;
+        let (mut messages, mut unreadable) = (0, Vec::new());
+        let mut stays = |letter: &DeadLetter| {
+            let stays = deed == LetterDeed::Replay && letter.events.is_none();
+            unreadable.extend(stays.then(|| letter.id.clone()));
+            stays
+        };
         match self {
             Self::Broker(walk) if args.all => {
                 while let Some(letter) = next(walk).await? {
-                    dealt_with(walk, &letter, deed).await?;
-                    messages += 1;
+                    if !stays(&letter) {
+                        dealt_with(walk, &letter, deed).await?;
+                        messages += 1;
+                    }
                 }
             }
             Self::Broker(walk) => {
                 for letter in named(walk, &args.ids).await? {
-                    dealt_with(walk, &letter, deed).await?;
-                    messages += 1;
+                    if !stays(&letter) {
+                        dealt_with(walk, &letter, deed).await?;
+                        messages += 1;
+                    }
                 }
             }
+            // A collector shows those alone that it can read.
             Self::Remote(remote) => {
                 let there: Vec<String> =
                     remote.dead_letters().await?.into_iter().map(|letter| letter.id).collect();
@@ -192,13 +203,28 @@ impl Place {
                 }
             }
         }
-        if output.is_json() {
-            return output.document(&DoneDocument { messages });
-        }
-        let what =
-            if deed == LetterDeed::Replay { "are on their way to the store again" } else { "are gone" };
-        output.line(&format!("{} messages {what}", grouped(messages as u64)))
+        told(output, deed, messages)?;
+        if unreadable.is_empty() { Ok(()) } else { Err(cannot_be_read(&unreadable)) }
     }
+}
+
+fn told(output: Output, deed: LetterDeed, messages: usize) -> Result<(), Failure> {
+    if output.is_json() {
+        return output.document(&DoneDocument { messages });
+    }
+    let what = if deed == LetterDeed::Replay { "are on their way to the store again" } else { "are gone" };
+    output.line(&format!("{} messages {what}", grouped(messages as u64)))
+}
+
+/// Ids that one failure names: what fits a screen.
+const NAMED_MAX: usize = 10;
+
+fn cannot_be_read(ids: &[String]) -> Failure {
+    let more = if ids.len() > NAMED_MAX { ", …" } else { "" };
+    let named = ids[..ids.len().min(NAMED_MAX)].join(", ");
+    let cause = format!("this version can't read {} of them, which stay: {named}{more}", ids.len());
+    Failure::because("replay every message", cause)
+        .remedy("`list` says why; replay them with a newer eventbucket, or discard them")
 }
 
 async fn next(walk: &mut DeadLetters) -> Result<Option<DeadLetter>, Failure> {

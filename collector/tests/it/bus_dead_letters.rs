@@ -164,6 +164,14 @@ async fn a_message_that_was_buried_twice_is_one_letter_and_what_is_put_back_mean
     until("nothing is lost", || async { direct.look("dead").await.unwrap().0 == 3 }).await;
 }
 
+/// Puts bytes that nobody here reads behind the dead letters that are there.
+async fn leave_unreadable(direct: &Direct) {
+    let (channel, mode) = (direct.channel().await, BasicProperties::default().with_delivery_mode(2));
+    let (queue, options) = (direct.named("dead"), BasicPublishOptions::default());
+    channel.basic_publish("".into(), queue, options, FROM_THE_FUTURE, mode).await.unwrap();
+    channel.close(200, "done".into()).await.unwrap();
+}
+
 /// Runs `eventbucket dead-letters` against the shared broker.
 async fn command(words: &[&str]) -> Ran {
     let mut command = eventbucket(&["dead-letters"]);
@@ -192,9 +200,20 @@ async fn the_command_line_lists_shows_replays_and_discards() {
     command(&["show", "nonsense"]).await.assert_failed(1, &["nonsense", "dead-letters list"]);
 
     assert_eq!(command(&["replay", &id(0), "--json"]).await.json()["messages"], 1);
-    let replayed = take(&mut bus.accepted(), 1).await;
+    let mut accepted = bus.accepted();
+    let replayed = take(&mut accepted, 1).await;
     assert_eq!(number(&replayed[0]), 1);
     stored(replayed);
+    // What a newer version wrote stays, and holds up nothing behind it.
+    leave_unreadable(&direct).await;
+    bus.bury(&numbered(9, 3), "third reason").await.unwrap();
+    let all = command(&["replay", "--all", "--json"]).await;
+    assert!(all.code == 1 && all.stderr.contains("can't read 1 of them"), "{all:?}");
+    let done: serde_json::Value = serde_json::from_str(&all.stdout).unwrap();
+    assert!(all.stderr.contains("discard") && done["messages"] == 2, "{all:?}");
+    let behind = take(&mut accepted, 2).await;
+    assert_eq!(behind.iter().map(number).sum::<usize>(), 2 + 3);
+    stored(behind);
     assert_eq!(command(&["discard", "--all", "--json"]).await.json()["messages"], 1);
     until("none is left", || async { direct.look("dead").await.unwrap().0 == 0 }).await;
     assert_eq!(command(&["list"]).await.stdout, "");
