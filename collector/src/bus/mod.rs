@@ -68,6 +68,14 @@ pub enum Error {
         /// When it should be back.
         retry_after: Duration,
     },
+    /// There is no connection to the broker; nothing is known of the batch.
+    #[error("{words}")]
+    Away {
+        /// Which broker, and what is wrong with it: for the log.
+        words: Arc<str>,
+        /// When it should be back.
+        retry_after: Duration,
+    },
     /// The folder of the spool can't be used.
     #[error("the spool folder {} can't be used: {reason}; see `edge.spool` in the configuration", .folder.display())]
     Spool {
@@ -87,7 +95,7 @@ impl Error {
     pub fn status(&self) -> u16 {
         match self {
             Self::Full { .. } => 429,
-            Self::Closed | Self::Unavailable { .. } | Self::Spool { .. } => 503,
+            Self::Closed | Self::Unavailable { .. } | Self::Away { .. } | Self::Spool { .. } => 503,
             Self::Storage(error) => error.status(),
         }
     }
@@ -96,10 +104,23 @@ impl Error {
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {
         match self {
-            Self::Full { retry_after } | Self::Unavailable { retry_after, .. } => Some(*retry_after),
+            Self::Full { retry_after }
+            | Self::Unavailable { retry_after, .. }
+            | Self::Away { retry_after, .. } => Some(*retry_after),
             Self::Closed => Some(Duration::from_secs(1)),
             Self::Spool { .. } => None,
             Self::Storage(error) => error.retry(),
+        }
+    }
+
+    /// Says it to anybody who asks: without the names of servers and folders.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match self {
+            Self::Away { .. } => "RabbitMQ is away; send again".to_owned(),
+            Self::Spool { .. } => "the spool can't be used; send again".to_owned(),
+            Self::Storage(error) => format!("the batch could not be stored: {}", error.told()),
+            _ => self.to_string(),
         }
     }
 }

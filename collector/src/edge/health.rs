@@ -132,18 +132,18 @@ pub(super) async fn ready(extract::State(edge): extract::State<State>) -> Respon
             let spool = edge.ingest.spooled().map(SpoolDocument::new);
             reply::json(StatusCode::OK, &StatusDocument { status: "ready", spool })
         }
-        Err(reason) => Refusal::new(Cause::Unavailable, reason).into_response(),
+        Err(told) => Refusal::new(Cause::Unavailable, told).into_response(),
     }
 }
 
 fn serving(edge: &State) -> Result<(), String> {
     // Behind a durable bus an edge takes batches while the store is away, and should get them.
     if !edge.roles.has(Role::Edge) {
-        edge.query.serving().map_err(|error| error.to_string())?;
+        edge.query.serving().map_err(|error| error.told())?;
     }
     // Who only answers readers does without a broker.
     if [Role::Edge, Role::Storage, Role::Insight].into_iter().any(|role| edge.roles.has(role)) {
-        edge.ingest.serving().map_err(|error| error.to_string())?;
+        edge.ingest.serving().map_err(|error| error.told())?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::problem::{Cause, Refusal};
 use crate::ingest::{self, Left, Outcome};
 use crate::query;
+use crate::telemetry::complaint::Complaint;
 
 /// Answers a batch: a verdict an event, and the ids when the collector made some.
 pub(super) fn batch(outcome: Outcome) -> Response {
@@ -61,7 +62,7 @@ impl From<ingest::Error> for Refusal {
             ingest::Error::Limited { retry_after, left, .. } => {
                 Self::new(Cause::Limited, error.to_string()).retry_after(*retry_after).limit(*left)
             }
-            _ => failed(&error, error.status(), error.retry()),
+            _ => failed(&error, error.told(), error.status(), error.retry()),
         }
     }
 }
@@ -76,27 +77,70 @@ impl From<query::Error> for Refusal {
                 tracing::error!(%error, "a request met damage");
                 Self::new(Cause::Internal, error.to_string())
             }
-            query::Error::Bus(_) | query::Error::Store(_) => failed(&error, error.status(), error.retry()),
+            query::Error::Bus(_) | query::Error::Store(_) => {
+                failed(&error, error.told(), error.status(), error.retry())
+            }
         }
     }
 }
 
-/// Answers what a stage behind the edge could not do. What only an operator can mend goes to the log in full.
-fn failed(error: &dyn std::error::Error, status: u16, retry: Option<Duration>) -> Refusal {
+/// Every request fails while a server is away.
+static COMPLAINT: Complaint = Complaint::new();
+
+/// Answers what a stage behind the edge could not do. What only an operator can mend goes to the log in full; `told` is what
+/// anybody may know of it.
+fn failed(error: &dyn std::error::Error, told: String, status: u16, retry: Option<Duration>) -> Refusal {
     let cause = match status {
         400 => Cause::InvalidQuery,
         404 => Cause::NotFound,
         409 => Cause::NameTaken,
         429 => Cause::Busy,
-        503 => Cause::Unavailable,
+        503 => {
+            if COMPLAINT.is_due() {
+                tracing::warn!(%error, "requests can't be answered now; they are told to come again");
+            }
+            Cause::Unavailable
+        }
         _ => {
             tracing::error!(%error, "a request failed");
             return Refusal::new(Cause::Internal, "the collector failed; its log says why");
         }
     };
-    let refusal = Refusal::new(cause, error.to_string());
+    let refusal = Refusal::new(cause, told);
     match retry {
         Some(wait) => refusal.retry_after(wait),
         None => refusal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{bus, store};
+
+    #[test]
+    fn servers_are_named_to_no_client() {
+        let words = "can't connect to ada@db.example:6432/log";
+        let away = || bus::Error::Away { words: words.into(), retry_after: Duration::from_secs(3) };
+        let unavailable = || store::Error::Unavailable { reason: words.into() };
+        let says_no = || store::Error::Postgres { what: Arc::from(words), code: "42501".into() };
+        let refusals = [
+            Refusal::from(ingest::Error::Store(unavailable())),
+            Refusal::from(ingest::Error::Storage(says_no())),
+            Refusal::from(ingest::Error::Bus(away())),
+            Refusal::from(ingest::Error::Bus(bus::Error::Storage(unavailable()))),
+            Refusal::from(query::Error::Store(says_no())),
+            Refusal::from(query::Error::Bus(away())),
+        ];
+        for refusal in refusals {
+            let problem = refusal.problem();
+            assert_eq!((problem.status, refusal.retry_after_s().is_some()), (503, true), "{problem:?}");
+            assert!(problem.detail.contains("is away"), "{problem:?}");
+            for name in ["ada", "db.example", "6432", "log"] {
+                assert!(!problem.detail.contains(name), "{problem:?}");
+            }
+        }
     }
 }

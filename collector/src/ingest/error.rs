@@ -55,6 +55,17 @@ impl Error {
         }
     }
 
+    /// Says it to anybody who asks: without the names of servers.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match self {
+            Self::Store(error) => format!("the key can't be checked at the moment: {}", error.told()),
+            Self::Storage(error) => format!("nothing can be stored at the moment: {}", error.told()),
+            Self::Bus(error) => error.told(),
+            _ => self.to_string(),
+        }
+    }
+
     /// After how long the same request may succeed; `None` when trying again is of no use.
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {

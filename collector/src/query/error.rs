@@ -40,6 +40,16 @@ impl Error {
         }
     }
 
+    /// Says it to anybody who asks: without the names of servers.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match self {
+            Self::Bus(error) => error.told(),
+            Self::Store(error) => error.told(),
+            _ => self.to_string(),
+        }
+    }
+
     /// Says whether it names damage in what the asker's own project holds, which who asks may know.
     #[must_use]
     pub fn names_damage(&self) -> bool {

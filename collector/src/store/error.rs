@@ -216,6 +216,15 @@ impl Error {
         (self.status() == 503).then_some(RETRY_AFTER)
     }
 
+    /// Says it to anybody who asks: without the names of servers, databases and users.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match self {
+            Self::Unavailable { .. } | Self::Postgres { .. } => "the store is away; send again".to_owned(),
+            _ => self.to_string(),
+        }
+    }
+
     /// Says whether it is about one batch rather than about the store: without that batch the others can be stored.
     pub(crate) fn concerns_one_batch(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::UnknownProject(_))

@@ -108,7 +108,7 @@ async fn a_killed_broker_loses_nothing_it_confirmed_and_everything_goes_on_by_it
     load.until_more(200).await;
     let (confirmed, refused) = load.end().await;
     for error in &refused {
-        assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+        assert!(matches!(error, Error::Unavailable { .. } | Error::Away { .. }), "{error:?}");
         assert!(error.retry() >= Some(Duration::from_secs(1)), "{error:?}");
     }
     soon("all that was confirmed is delivered", async {
@@ -214,7 +214,10 @@ async fn everybody_who_waits_for_a_confirm_hears_at_once_that_the_connection_die
     let refused: Vec<Error> = answers.into_iter().filter_map(Result::err).collect();
     assert!(refused.len() > BATCHES / 2, "{} of {BATCHES}", refused.len());
     for error in refused {
-        assert!(matches!(error, Error::Unavailable { .. }) && error.retry().is_some(), "{error:?}");
+        assert!(
+            matches!(error, Error::Unavailable { .. } | Error::Away { .. }) && error.retry().is_some(),
+            "{error:?}"
+        );
     }
     // Nothing of them is left in line: what comes next goes alone, and finds all the room there was.
     let server = broken(server, RabbitMq::restart).await;

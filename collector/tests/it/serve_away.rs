@@ -80,7 +80,9 @@ fn workers_are_not_ready_without_the_broker_and_tell_their_figures_without_the_s
     for process in &processes[..2] {
         eventually("it isn't ready", || {
             let answer = process.get("/healthz/ready");
-            answer.starts_with("HTTP/1.1 503") && answer.contains("RabbitMQ")
+            answer.starts_with("HTTP/1.1 503")
+                && answer.contains("RabbitMQ is away")
+                && !answer.contains("127.0.0.1")
         });
     }
     assert!(ready(&processes[2]), "readers need no broker");

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use super::link::{self, Ended};
 use super::options::RabbitOptions;
-use super::publisher::{self, properties, unavailable};
+use super::publisher::{self, away, properties, unavailable};
 use super::topology::Topology;
 use crate::bus::message::ValidBatch;
 use crate::bus::{Error, wire};
@@ -170,7 +170,7 @@ async fn answered<T>(
 ) -> Result<T, Error> {
     match link::answered(options, asking).await {
         Ok(answer) => Ok(answer),
-        Err(Ended::Broke(reason)) => Err(unavailable(&reason)),
+        Err(Ended::Broke(reason)) => Err(away(&reason)),
         Err(Ended::Done) => Err(Error::Closed),
     }
 }
@@ -261,7 +261,7 @@ impl DeadLetterBox {
 
     async fn open(&self) -> Result<(Connection, Channel), Error> {
         let connection = link::connect(&self.options, "bury").await.map_err(|why| why.error())?;
-        let told = |error: lapin::Error| unavailable(&link::words(&self.options, &error));
+        let told = |error: lapin::Error| away(&link::words(&self.options, &error));
         let channel = connection.create_channel().await.map_err(told)?;
         channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(told)?;
         Ok((connection, channel))
@@ -293,7 +293,7 @@ async fn publish(
     message: &[u8],
     headers: FieldTable,
 ) -> Result<(), Error> {
-    let told = |error: lapin::Error| unavailable(&link::words(options, &error));
+    let told = |error: lapin::Error| away(&link::words(options, &error));
     let publishing = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let properties = properties().with_headers(headers);
     let confirm =

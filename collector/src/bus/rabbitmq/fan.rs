@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use super::ears::Ears;
 use super::link::{self, Ended};
 use super::options::RabbitOptions;
-use super::publisher::unavailable;
+use super::publisher::away;
 use super::topology::Topology;
 use crate::bus::message::StoredRange;
 use crate::bus::{Error, Hint, Share, wire};
@@ -92,7 +92,7 @@ pub(super) async fn forget(
     topology: &Topology,
     options: &RabbitOptions,
 ) -> Result<(), Error> {
-    let told = |error: lapin::Error| unavailable(&link::words(options, &error));
+    let told = |error: lapin::Error| away(&link::words(options, &error));
     let channel = connection.create_channel().await.map_err(told)?;
     for shard in 0..topology.shards {
         channel

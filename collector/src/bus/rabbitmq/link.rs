@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::options::RabbitOptions;
-use super::publisher::unavailable;
+use super::publisher::away;
 use super::topology::{STORE_MARKER, Topology};
 use crate::bus::Error;
 
@@ -60,10 +60,7 @@ impl Standing {
             State::Up => Ok(()),
             State::Down { reason, next_try } => {
                 let until = next_try.saturating_duration_since(Instant::now());
-                Err(Error::Unavailable {
-                    reason: reason.as_str().into(),
-                    retry_after: until + RETRY_AFTER_MIN,
-                })
+                Err(Error::Away { words: reason.as_str().into(), retry_after: until + RETRY_AFTER_MIN })
             }
         }
     }
@@ -116,7 +113,7 @@ impl NoConnection {
     }
 
     pub(super) fn error(&self) -> Error {
-        unavailable(self.reason())
+        away(self.reason())
     }
 
     fn of(options: &RabbitOptions, error: &lapin::Error) -> Self {

@@ -238,7 +238,7 @@ impl RabbitMq {
             self.0.sender.check_room(shard)?;
         } else {
             match self.0.sender.send(&batch).await {
-                Err(Error::Unavailable { .. }) => {}
+                Err(Error::Unavailable { .. } | Error::Away { .. }) => {}
                 answered => return answered,
             }
         }

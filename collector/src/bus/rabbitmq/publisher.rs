@@ -138,7 +138,7 @@ impl Unconfirmed {
             Self::Full => unavailable("RabbitMQ's queue is full, because storage is behind"),
             Self::Returned => unavailable("RabbitMQ has no queue for the batch; it is declared again"),
             Self::Late => unavailable("RabbitMQ did not confirm in time"),
-            Self::Broken(error) => unavailable(&error.to_string()),
+            Self::Broken(error) => away(&error.to_string()),
         }
     }
 }
@@ -165,6 +165,11 @@ pub(super) async fn wait(confirm: PublisherConfirm, within: Duration) -> Result<
 
 /// How long a client waits after a message was refused or lost: the queue drains, or the connection is back.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// Says that there is no connection, in words for the log.
+pub(super) fn away(words: &str) -> Error {
+    Error::Away { words: words.into(), retry_after: RETRY_AFTER }
+}
 
 pub(super) fn unavailable(reason: &str) -> Error {
     Error::Unavailable { reason: reason.into(), retry_after: RETRY_AFTER }

@@ -61,7 +61,7 @@ impl Sender {
     }
 
     fn lost(&self) -> Error {
-        let lost = || publisher::unavailable("the connection to RabbitMQ was lost");
+        let lost = || publisher::away("the connection to RabbitMQ was lost");
         self.serving().err().unwrap_or_else(lost)
     }
 }
