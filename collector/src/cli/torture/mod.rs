@@ -48,7 +48,7 @@ use crate::query;
 use crate::shutdown::{Signal, Signals};
 use crate::store::NewProject;
 
-use super::failure::{FAILED, Failure, note};
+use super::failure::{Failure, note};
 use super::output::Output;
 use check::Complaints;
 use clients::{Clients, Resender};
@@ -169,7 +169,7 @@ pub(super) async fn run(args: TortureArgs) -> Result<ExitCode, Failure> {
     torture.world.end().await;
     let figures = figures?;
     figures.print(output)?;
-    Ok(if figures.hold() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+    Ok(ExitCode::from(figures.code()))
 }
 
 fn interrupted(signal: Signal) -> Failure {
@@ -263,6 +263,7 @@ impl Torture {
         let mut outcome = Outcome {
             seed: schedule.seed,
             holds: false,
+            untried: false,
             faults,
             events: 0,
             received: 0,
@@ -291,7 +292,7 @@ impl Torture {
             tokio::time::sleep(Duration::from_millis(step.pause_ms)).await;
             faults.strike(step.fault);
         }
-        let mut last_fault = faults.over().await?;
+        let mut last_fault = faults.over().await.inspect_err(|_| outcome.untried = true)?;
         self.world.settled().await?;
         if schedule.last_unannounced {
             last_fault = self.capture_unannounced(&mut clients, project.id).await;

@@ -7,9 +7,10 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::cli::failure::Failure;
+use crate::cli::failure::{FAILED, Failure};
 use crate::cli::output::{Output, Paint, grouped};
 
+use super::COULD_NOT_TRY;
 use super::schedule::Schedule;
 
 /// What became of one schedule.
@@ -17,6 +18,9 @@ use super::schedule::Schedule;
 pub(super) struct Outcome {
     pub(super) seed: u64,
     pub(super) holds: bool,
+    /// Whether a fault could not be carried out, so that nothing is known.
+    #[serde(skip)]
+    pub(super) untried: bool,
     pub(super) faults: Vec<String>,
     /// Events that were captured, each once however often it was sent.
     pub(super) events: usize,
@@ -34,6 +38,8 @@ pub(super) struct Outcome {
 pub(super) struct Figures {
     schedules: u64,
     held: u64,
+    #[serde(skip)]
+    untried: u64,
     events: u64,
     received: u64,
     faults: BTreeMap<String, u64>,
@@ -53,6 +59,7 @@ impl Figures {
     pub(super) fn add(&mut self, schedule: &Schedule, outcome: &Outcome) {
         self.schedules += 1;
         self.held += u64::from(outcome.holds);
+        self.untried += u64::from(outcome.untried);
         self.events += outcome.events as u64;
         self.received += outcome.received;
         for step in &schedule.steps {
@@ -80,6 +87,15 @@ impl Figures {
     /// Says whether every schedule held, and in the end the audit.
     pub(super) fn hold(&self) -> bool {
         self.held == self.schedules && self.audit_holds != Some(false)
+    }
+
+    /// What it comes to: everything held, something didn't, or it couldn't be tried.
+    pub(super) fn code(&self) -> u8 {
+        match (self.hold(), self.untried) {
+            (true, _) => 0,
+            (false, 0) => FAILED,
+            (false, _) => COULD_NOT_TRY,
+        }
     }
 
     pub(super) fn print(&self, output: Output) -> Result<(), Failure> {
@@ -135,10 +151,10 @@ pub(super) fn print(output: Output, outcome: &Outcome) -> Result<(), Failure> {
     if output.is_json() {
         return output.document_line(outcome);
     }
-    let (word, mark) = if outcome.holds {
-        ("holds", output.paint(Paint::Good, "✓"))
-    } else {
-        ("fails", output.paint(Paint::Bad, "✗"))
+    let (word, mark) = match (outcome.holds, outcome.untried) {
+        (true, _) => ("holds", output.paint(Paint::Good, "✓")),
+        (false, true) => ("untried", output.paint(Paint::Bad, "✗")),
+        (false, false) => ("fails", output.paint(Paint::Bad, "✗")),
     };
     let (faults, events) = (outcome.faults.len(), grouped(outcome.events as u64));
     if output.is_terminal() {
@@ -154,10 +170,35 @@ pub(super) fn print(output: Output, outcome: &Outcome) -> Result<(), Failure> {
     for fault in &outcome.faults {
         output.line(&format!("  fault: {fault}"))?;
     }
-    outcome.complaints.iter().try_for_each(|complaint| output.line(&format!("  fails: {complaint}")))
+    outcome.complaints.iter().try_for_each(|complaint| output.line(&format!("  {word}: {complaint}")))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a schedule takes minutes, not aeons")]
 fn seconds(ms: u64) -> f64 {
     ms as f64 / 1_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_that_could_not_be_carried_out_is_no_failure_of_the_collector() {
+        let code = |holds, untried| {
+            let outcome = Outcome {
+                seed: 1,
+                holds,
+                untried,
+                faults: Vec::new(),
+                events: 0,
+                received: 0,
+                recovery_ms: 0,
+                complaints: Vec::new(),
+            };
+            let mut figures = Figures::default();
+            figures.add(&Schedule::draw(1, &[]), &outcome);
+            figures.code()
+        };
+        assert_eq!([code(true, false), code(false, false), code(false, true)], [0, 1, 2]);
+    }
 }
