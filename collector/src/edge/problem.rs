@@ -5,13 +5,14 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{self, Request};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use eventbucket_protocol::Problem;
 
-use super::{body, reply};
+use super::{State, body, reply};
+use crate::config::Role;
 use crate::ingest::Left;
 
 /// Why a request failed as a whole. The names in snake case are the stable codes of docs/PROTOCOL.md.
@@ -143,12 +144,17 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Answers every unknown path.
-pub(super) async fn not_found(request: Request) -> Refusal {
-    let detail = format!(
-        "there is no path {}; events are sent by POST /v1/events, the page at / shows how",
-        request.uri().path()
-    );
+/// Answers every unknown path, and the paths of other processes' roles.
+pub(super) async fn not_found(extract::State(edge): extract::State<State>, request: Request) -> Refusal {
+    let (path, roles) = (request.uri().path(), edge.roles);
+    let detail = if roles.has(Role::Edge) && roles.has(Role::Query) {
+        format!("there is no path {path}; events are sent by POST /v1/events, the page at / shows how")
+    } else {
+        format!(
+            "there is no path {path} at this process, which has the roles {roles}; events are sent to one with the role edge \
+             and read from one with the role query"
+        )
+    };
     body::discard(request.into_parts()).await;
     Refusal::new(Cause::NotFound, detail)
 }

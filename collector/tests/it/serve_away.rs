@@ -67,6 +67,9 @@ fn workers_are_not_ready_without_the_broker_and_tell_their_figures_without_the_s
         assert!(process.metrics().contains("eventbucket_events_received_total 0"));
     }
 
+    let elsewhere = processes[0].get("/v1/events");
+    assert!(elsewhere.contains("404") && elsewhere.contains("role edge"), "{elsewhere}");
+
     // Silent, not gone: nothing that waits for it is told so.
     postgres.pause().unwrap();
     let since = Instant::now();
