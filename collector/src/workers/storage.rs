@@ -132,7 +132,9 @@ impl<B: Source, S: Log, C: Live> Writer<B, S, C> {
             }
         }
         if let Some(error) = cause {
-            report(&error, failed, left.len());
+            // What a durable bus doesn't get back goes to the dead letters, which is told there.
+            let told_so = if self.bus.is_durable() { 0 } else { failed - left.len() };
+            report(&error, told_so, left.len());
         }
         self.announce(&ranges);
         left
@@ -211,15 +213,14 @@ impl<B: Source, S: Log, C: Live> Writer<B, S, C> {
 /// Everything that waits fails while the store is away.
 static COMPLAINT: Complaint = Complaint::new();
 
-fn report(error: &store::Error, failed: usize, held: usize) {
-    if !COMPLAINT.is_due() {
+fn report(error: &store::Error, told_so: usize, held: usize) {
+    if told_so + held == 0 || !COMPLAINT.is_due() {
         return;
     }
     if held > 0 {
         tracing::warn!(%error, batches = held, "batches can't be stored yet; they are held and tried again");
     }
-    if failed > held {
-        let batches = failed - held;
-        tracing::warn!(%error, batches, "batches were not stored; their publishers are told so");
+    if told_so > 0 {
+        tracing::warn!(%error, batches = told_so, "batches were not stored; their publishers are told so");
     }
 }
