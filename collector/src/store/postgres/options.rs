@@ -69,6 +69,7 @@ pub(super) struct Server {
 impl Server {
     fn parse(url: &str) -> Result<Self, Error> {
         let (bare, ssl_mode, roots) = split_ssl(url)?;
+        let has_roots = roots.is_some();
         let mut config: Config = bare.parse().map_err(|error| address(format!("{error}")))?;
         let (mode, encryption) = match ssl_mode.as_deref().unwrap_or("prefer") {
             "disable" => (SslMode::Disable, Encryption::Disable),
@@ -81,6 +82,9 @@ impl Server {
                 )));
             }
         };
+        if has_roots && !matches!(encryption, Encryption::VerifyFull { .. }) {
+            return Err(address("sslrootcert is looked at with sslmode=verify-full alone: set both or none"));
+        }
         config.ssl_mode(mode);
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(address("it names no host"));
@@ -163,7 +167,12 @@ mod tests {
 
     #[test]
     fn what_can_not_be_used_is_told_without_the_password() {
-        for url in ["postgres://u:geheim@h/d?sslmode=verify-ca", "postgres://u:geheim@h:port/d", "u:geheim"] {
+        for url in [
+            "postgres://u:geheim@h/d?sslmode=verify-ca",
+            "postgres://u:geheim@h:port/d",
+            "u:geheim",
+            "postgres://u:geheim@h/d?sslrootcert=/ca.pem",
+        ] {
             let error = PostgresOptions::parse(url, None).unwrap_err().to_string();
             assert!(!error.contains("geheim"), "{error}");
         }
