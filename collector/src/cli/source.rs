@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use crate::app::Servers;
 use crate::config::{
     ACCOUNTS_URL_VARIABLE, CA_FILE_VARIABLE, CACHE_CA_FILE_VARIABLE, CACHE_PREFIX_VARIABLE,
-    CACHE_URL_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, KEY_VARIABLE, STORE_URL_VARIABLE, URL_VARIABLE,
+    CACHE_URL_VARIABLE, CONFIG_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, Flags, KEY_VARIABLE, NamedServers,
+    STORE_URL_VARIABLE, URL_VARIABLE, check_parameters,
 };
 use crate::project::{KeyKind, Project};
 use crate::query::EventsQuery;
@@ -43,7 +44,7 @@ pub(super) type OnProgress = Box<dyn Fn(u64, u64) + Send + Sync>;
 pub(super) type OnEvent<'a> = &'a mut (dyn FnMut(EventDocument) -> Result<(), Failure> + Send);
 
 /// Flags say which; without them `EVENTBUCKET_URL`, then `EVENTBUCKET_STORE_URL`, then `EVENTBUCKET_DATA`, then the
-/// default folder.
+/// default folder. A folder whose configuration names a PostgreSQL stands for that.
 enum Place {
     Folder(PathBuf),
     Servers(Servers),
@@ -58,20 +59,30 @@ impl Source {
         purpose: Purpose,
     ) -> Result<Self, Failure> {
         let variables = variables()?;
-        match place(access, |name| {
+        let named = place(access, |name| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
-        }) {
+        });
+        match configured(named, access, &variables)? {
             Place::Folder(_) | Place::Servers(_) if access.key.is_some() || access.ca_file.is_some() => {
                 let flag = if access.key.is_some() { "--key" } else { "--ca-file" };
                 let cause = format!("{flag} goes with --url, and there is none, nor {URL_VARIABLE}");
                 Err(Failure::usage("choose the collector", cause))
             }
             Place::Folder(_) | Place::Remote { .. } if access.cache_url.is_some() => {
-                let cause = format!("--cache-url goes with --store-url or {STORE_URL_VARIABLE}");
+                let cause = format!(
+                    "--cache-url goes with --store-url, {STORE_URL_VARIABLE} or a [store] url in the data folder's \
+                     eventbucket.toml"
+                );
                 Err(Failure::usage("choose the collector", cause))
             }
             Place::Folder(folder) => Ok(Self::Folder(Folder::open(folder, project, purpose)?)),
-            Place::Servers(servers) => Ok(Self::Folder(Folder::on_servers(servers, project, purpose).await?)),
+            Place::Servers(servers) => {
+                let cache_url = servers.cache_url.as_deref().unwrap_or_default();
+                for url in [&servers.store_url, cache_url] {
+                    check_parameters(url).map_err(|told| Failure::usage("read an address", told))?;
+                }
+                Ok(Self::Folder(Folder::on_servers(servers, project, purpose).await?))
+            }
             Place::Remote { .. } if project.is_some() => Err(Failure::usage(
                 "choose the project",
                 "--project goes with --data; over --url the key belongs to one project already",
@@ -166,11 +177,12 @@ impl Source {
 }
 
 /// Every variable that says which collector a command is about.
-const VARIABLES: [&str; 9] = [
+const VARIABLES: [&str; 10] = [
     URL_VARIABLE,
     KEY_VARIABLE,
     CA_FILE_VARIABLE,
     DATA_VARIABLE,
+    CONFIG_VARIABLE,
     STORE_URL_VARIABLE,
     ACCOUNTS_URL_VARIABLE,
     CACHE_URL_VARIABLE,
@@ -220,6 +232,27 @@ fn place(access: &Access, variable: impl Fn(&str) -> Option<String>) -> Place {
     Place::Folder(PathBuf::from(variable(DATA_VARIABLE).unwrap_or_else(|| DATA_DEFAULT.to_owned())))
 }
 
+/// Looks into the configuration that `serve` would use with this folder.
+fn configured(place: Place, access: &Access, variables: &[(&'static str, String)]) -> Result<Place, Failure> {
+    let Place::Folder(folder) = place else { return Ok(place) };
+    let flags = Flags { data: Some(folder.display().to_string()), ..Flags::default() };
+    // Whoever says --data doesn't mean the server of a variable.
+    let beside = variables.iter().filter(|(name, _)| *name != STORE_URL_VARIABLE);
+    let beside = beside.map(|(name, value)| ((*name).to_owned(), value.clone()));
+    let named =
+        NamedServers::find(&flags, beside).map_err(|error| Failure::new("read the configuration", error))?;
+    Ok(match named.store_url {
+        Some(store_url) => Place::Servers(Servers {
+            store_url,
+            accounts_url: named.accounts_url,
+            cache_url: access.cache_url.clone().or(named.cache_url),
+            cache_prefix: named.cache_prefix,
+            cache_ca_file: named.cache_ca_file,
+        }),
+        None => Place::Folder(folder),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,5 +293,28 @@ mod tests {
         assert_eq!(named(&Access::default(), &with_cache), "postgres://v redis://v");
         assert_eq!(named(&flag_cache, &with_cache), "postgres://v redis://f");
         assert_eq!(named(&Access::default(), &[]), DATA_DEFAULT);
+    }
+
+    #[test]
+    fn a_folder_whose_configuration_names_servers_stands_for_them() {
+        let (folder, access) = (tempfile::tempdir().unwrap(), Access::default());
+        let looked = |variables: &[(&'static str, String)]| {
+            configured(Place::Folder(folder.path().to_owned()), &access, variables).map(|place| match place {
+                Place::Servers(servers) => (servers.store_url, servers.cache_url),
+                _ => ("the folder".to_owned(), None),
+            })
+        };
+        let told = (STORE_URL_VARIABLE, "postgres://v".to_owned());
+        assert_eq!(looked(&[told.clone()]).unwrap().0, "the folder");
+        let file = folder.path().join("eventbucket.toml");
+        std::fs::write(&file, "[store]\nurl = \"postgres://f\"\n[cache]\nurl = \"redis://f\"\n").unwrap();
+        let expected = ("postgres://f".to_owned(), Some("redis://f".to_owned()));
+        assert_eq!(looked(&[told]).unwrap(), expected);
+        let elsewhere = folder.path().join("other.toml");
+        std::fs::rename(&file, &elsewhere).unwrap();
+        let config = (CONFIG_VARIABLE, elsewhere.display().to_string());
+        assert_eq!(looked(&[config]).unwrap(), expected);
+        std::fs::write(&file, "[store").unwrap();
+        assert!(looked(&[]).is_err());
     }
 }

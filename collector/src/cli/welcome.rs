@@ -7,7 +7,7 @@ use std::path::Path;
 
 use eventbucket_protocol::EVENTS_PATH;
 
-use crate::config::{Config, Role, Roles};
+use crate::config::{CONFIG_VARIABLE, Config, DATA_DEFAULT, FILE_NAME, Role, Roles, STORE_URL_VARIABLE};
 use crate::store::NewProject;
 
 use super::failure::Failure;
@@ -20,9 +20,9 @@ const KEY_PLACE: &str = "YOUR_WRITE_KEY";
 pub(super) struct Welcome {
     address: SocketAddr,
     scheme: &'static str,
-    /// Where the log is kept, and the flag that names it to other commands.
+    /// Where the log is kept, and the command that makes a new key there.
     kept: String,
-    flag: String,
+    rotate: String,
     roles: Roles,
     new: Option<NewProject>,
     trust: String,
@@ -31,12 +31,18 @@ pub(super) struct Welcome {
 impl Welcome {
     pub(super) fn new(config: &Config, address: SocketAddr, new: Option<NewProject>) -> Self {
         let scheme = if config.tls.is_some() { "https" } else { "http" };
-        let (kept, flag) = match &config.store.url {
-            Some(url) => (url.to_string(), String::new()),
-            None => (whole(&config.data), data_flag(&config.data)),
-        };
+        let kept = config.store.url.as_ref().map_or_else(|| whole(&config.data), ToString::to_string);
+        let rotate = rotate(config);
         let certificate = config.tls.as_ref().map(|tls| format!("--cacert {} ", whole(&tls.certificate)));
-        Self { address, scheme, kept, flag, roles: config.roles, new, trust: certificate.unwrap_or_default() }
+        Self {
+            address,
+            scheme,
+            kept,
+            rotate,
+            roles: config.roles,
+            new,
+            trust: certificate.unwrap_or_default(),
+        }
     }
 
     /// Prints it. The last line is for programs: it comes when requests are being taken, and its form stays.
@@ -91,8 +97,7 @@ impl Welcome {
                 faint("The keys are stored hashed: this is the only time they are shown.")
             ));
         } else {
-            let hint = "a new key: eventbucket project rotate-key default --kind write";
-            lines.push(format!("  {}", faint(&format!("{hint}{}", self.flag))));
+            lines.push(format!("  {}", faint(&format!("a new key: {}", self.rotate))));
         }
         if self.roles.has(Role::Edge) {
             lines.extend(how_to_send(&base, key, &self.trust));
@@ -141,24 +146,69 @@ fn whole(folder: &Path) -> String {
     std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned()).display().to_string()
 }
 
+/// The command that makes a new key: it has to find what this process found.
+fn rotate(config: &Config) -> String {
+    const COMMAND: &str = "eventbucket project rotate-key default --kind write";
+    let beside_data = config.data.join(FILE_NAME);
+    match config.file() {
+        _ if config.store.url.is_none() => format!("{COMMAND}{}", data_flag(&config.data)),
+        Some(file) if config.store_url_is_in_file() && file == beside_data => {
+            format!("{COMMAND}{}", data_flag(&config.data))
+        }
+        Some(file) if config.store_url_is_in_file() => {
+            format!("{CONFIG_VARIABLE}={} {COMMAND}", quoted(&whole(file)))
+        }
+        // An address may hold a password.
+        _ => format!("{COMMAND}, with the same {STORE_URL_VARIABLE}"),
+    }
+}
+
 /// The default folder needn't be named.
 fn data_flag(folder: &Path) -> String {
-    if folder == Path::new(crate::config::DATA_DEFAULT) {
+    if folder == Path::new(DATA_DEFAULT) {
         return String::new();
     }
-    let folder = folder.display().to_string();
+    format!(" --data {}", quoted(&folder.display().to_string()))
+}
+
+/// As shells take it, whatever is in it.
+fn quoted(path: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
-    if folder.chars().all(is_plain) {
-        return format!(" --data {folder}");
-    }
-    // As shells take it, whatever is in it.
-    format!(" --data '{}'", folder.replace('\'', r"'\''"))
+    if path.chars().all(is_plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Flags;
     use crate::project::{KeyKind, NewKey, Project, ProjectId};
+
+    fn config(data: &str, file: Option<&Path>, store_url: &str) -> Config {
+        let flags = Flags {
+            data: Some(data.to_owned()),
+            config: file.map(|file| file.display().to_string()),
+            ..Flags::default()
+        };
+        Config::load(&flags, [(STORE_URL_VARIABLE.to_owned(), store_url.to_owned())]).unwrap()
+    }
+
+    #[test]
+    fn the_command_for_a_new_key_finds_the_store_that_serve_found() {
+        const URL: &str = "postgres://u:geheim@h/d";
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().display().to_string();
+        let ends = |config: &Config, end: &str| {
+            let command = rotate(config);
+            assert!(command.ends_with(end) && !command.contains("geheim"), "{command}");
+        };
+        ends(&config(&data, None, URL), ", with the same EVENTBUCKET_STORE_URL");
+        let file = folder.path().join(FILE_NAME);
+        std::fs::write(&file, format!("[store]\nurl = \"{URL}\"\n")).unwrap();
+        ends(&config(&data, None, ""), &format!(" --data {data}"));
+        ends(&config(&data, None, URL), ", with the same EVENTBUCKET_STORE_URL");
+        let named = rotate(&config("elsewhere", Some(&file), ""));
+        assert!(named.starts_with(&format!("EVENTBUCKET_CONFIG={} event", file.display())), "{named}");
+    }
 
     fn welcome(new: bool) -> Welcome {
         let new = new.then(|| NewProject {
@@ -166,12 +216,12 @@ mod tests {
             write_key: NewKey { text: "eb_write_x".into(), kind: KeyKind::Write },
             secret_key: NewKey { text: "eb_secret_y".into(), kind: KeyKind::Secret },
         });
-        let (address, flag) = ("0.0.0.0:7".parse().unwrap(), " --data d".to_owned());
+        let (address, rotate) = ("0.0.0.0:7".parse().unwrap(), rotate(&config("d", None, "")));
         Welcome {
             address,
             scheme: "http",
             kept: "d".into(),
-            flag,
+            rotate,
             roles: Roles::default(),
             new,
             trust: String::new(),
@@ -194,7 +244,7 @@ mod tests {
     fn a_folder_is_written_as_a_shell_takes_it() {
         assert_eq!(data_flag(Path::new("/var/lib/x-1")), " --data /var/lib/x-1");
         assert_eq!(data_flag(Path::new("my data's")), r" --data 'my data'\''s'");
-        assert_eq!(data_flag(Path::new(crate::config::DATA_DEFAULT)), "");
+        assert_eq!(data_flag(Path::new(DATA_DEFAULT)), "");
     }
 
     #[test]

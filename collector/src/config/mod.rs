@@ -225,6 +225,13 @@ impl Config {
         read
     }
 
+    /// Says whether it is a file that names the store's server.
+    #[must_use]
+    pub fn store_url_is_in_file(&self) -> bool {
+        let named = self.settings.get("store.url");
+        named.is_some_and(|setting| matches!(setting.origin, settings::Origin::File { .. }))
+    }
+
     /// Returns the file that was read, if any.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
@@ -247,6 +254,39 @@ impl Config {
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         show::json(&self.settings)
+    }
+}
+
+/// The servers that a configuration names, unchecked.
+#[derive(Clone, Debug, Default)]
+pub struct NamedServers {
+    /// `[store] url`
+    pub store_url: Option<String>,
+    /// `[store] accounts_url`
+    pub accounts_url: Option<String>,
+    /// `[cache] url`
+    pub cache_url: Option<String>,
+    /// `[cache] prefix`
+    pub cache_prefix: Option<String>,
+    /// `[cache] ca_file`
+    pub cache_ca_file: Option<PathBuf>,
+}
+
+impl NamedServers {
+    /// Reads what a file and variables say of servers, and nothing else of it: a command needs no more to find them.
+    ///
+    /// # Errors
+    /// When there is a file and it can't be read.
+    pub fn find(flags: &Flags, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
+        let settings = Settings::gather(flags, variables)?;
+        let text = |name| settings.get(name).map(|setting| setting.text);
+        Ok(Self {
+            store_url: text("store.url"),
+            accounts_url: text("store.accounts_url"),
+            cache_url: text("cache.url"),
+            cache_prefix: text("cache.prefix"),
+            cache_ca_file: settings.get("cache.ca_file").map(|setting| reader::located(&setting)),
+        })
     }
 }
 

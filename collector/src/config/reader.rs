@@ -272,7 +272,7 @@ fn level(text: &str) -> Result<String, String> {
     }
 }
 
-fn located(setting: &Setting) -> PathBuf {
+pub(super) fn located(setting: &Setting) -> PathBuf {
     match &setting.origin {
         Origin::File { file, .. } => file.parent().unwrap_or(Path::new("")).join(&setting.text),
         _ => PathBuf::from(&setting.text),
