@@ -1,5 +1,6 @@
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::edge::TlsError;
 use crate::{bus, cache, store};
@@ -14,6 +15,9 @@ pub enum Error {
     /// The disk of the data folder. A running collector goes on by itself; one that couldn't start doesn't.
     #[error("the disk is full; free some space, then start it again")]
     DiskFull,
+    /// The store's server. A running collector connects again by itself; one that couldn't start doesn't.
+    #[error("{0}")]
+    StoreAway(Arc<str>),
     /// The address.
     #[error("{}", bind_words(*.address, .source))]
     Bind {
@@ -40,6 +44,7 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         match error {
             store::Error::DiskFull => Self::DiskFull,
+            store::Error::Unavailable { reason } => Self::StoreAway(reason),
             other => Self::Store(other),
         }
     }

@@ -24,6 +24,16 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
+    /// The server has no database of that number.
+    #[error(
+        "redis at {server} doesn't have the database of [cache] url ({reason}); name one below its setting `databases`, 16 as a rule"
+    )]
+    NoDatabase {
+        /// Host and port.
+        server: String,
+        /// What it said.
+        reason: String,
+    },
     /// Nobody who is believed signed the server's certificate, or it is another's.
     #[error(
         "redis at {server} shows a certificate that is not accepted ({reason}); name the authority that signed it in \

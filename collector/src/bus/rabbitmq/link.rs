@@ -68,7 +68,10 @@ impl Standing {
 
 /// What a broker says, in a sentence that holds no password.
 pub(super) fn words(options: &RabbitOptions, error: &lapin::Error) -> String {
-    let text = error.to_string();
+    words_of(options, &error.to_string())
+}
+
+fn words_of(options: &RabbitOptions, text: &str) -> String {
     let marker = format!("{}.{STORE_MARKER}", options.prefix);
     if text.contains("inequivalent") && text.contains(&format!("'{marker}'")) {
         return format!(
@@ -88,6 +91,20 @@ pub(super) fn words(options: &RabbitOptions, error: &lapin::Error) -> String {
         return format!(
             "RabbitMQ at {} shows a certificate that is not accepted ({text}); name the authority that signed it in [bus] ca_file",
             options.url
+        );
+    }
+    if text.contains("NOT_ALLOWED") && text.contains("not found") {
+        return format!(
+            "RabbitMQ at {} has no such virtual host ({text}); make it with rabbitmqctl add_vhost, or name another in [bus] url",
+            options.url
+        );
+    }
+    // A login that is refused names no user.
+    if text.contains("refused for user") {
+        return format!(
+            "RabbitMQ at {} doesn't permit this user what is needed ({text}); give it the rights to configure, write and read \
+             ^{}\\. with rabbitmqctl set_permissions",
+            options.url, options.prefix
         );
     }
     if text.contains("ACCESS_REFUSED") || text.contains("access-refused") {
@@ -307,6 +324,24 @@ mod tests {
 
     /// Far more than any of this takes, far less than anybody waits.
     const DEADLINE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn what_a_broker_refuses_is_told_apart() {
+        let options = RabbitOptions::new(ServerUrl::parse("amqp://u:geheim@h/v", &["amqp"]).unwrap());
+        for (said, told) in [
+            ("NOT_ALLOWED - vhost v not found", "no such virtual host"),
+            ("NOT_ALLOWED - access to vhost 'v' refused for user 'u'", "doesn't permit"),
+            (
+                "ACCESS_REFUSED - configure access to queue 'eventbucket.dead' in vhost 'v' refused for user 'u'",
+                "doesn't permit",
+            ),
+            ("ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN", "user or password"),
+            ("IO error: Connection refused (os error 111)", "is away"),
+        ] {
+            let words = words_of(&options, said);
+            assert!(words.contains(told) && words.contains(said) && !words.contains("geheim"), "{words}");
+        }
+    }
 
     async fn link(prefix: &str) -> Link {
         let url = tokio::task::spawn_blocking(eventbucket_servers::shared::rabbitmq).await.unwrap();

@@ -158,6 +158,9 @@ impl Shared {
         if reason.contains("certificate") {
             return Error::Certificate { server, reason };
         }
+        if reason.contains("refused to switch database") && !refused {
+            return Error::NoDatabase { server, reason };
+        }
         if refused { Error::Refused { server, reason } } else { Error::Away { server, reason } }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 
 use super::epoch::Epoch;
@@ -100,9 +101,10 @@ impl Pool {
     async fn dial(&self) -> Result<Connection, Error> {
         let server = &self.0.server;
         let failed = |error: tokio_postgres::Error| {
-            let told = in_full(&error);
             Error::unavailable(format!(
-                "can't connect to {server}: {told}; check the address and that the server runs"
+                "can't connect to {server}: {}; {}",
+                in_full(&error),
+                remedy(error.code())
             ))
         };
         let (client, driver) = server.config.connect(self.0.tls.clone()).await.map_err(failed)?;
@@ -133,6 +135,18 @@ impl Pool {
     pub(super) fn close(&self) {
         self.0.slots.close();
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// What to do about a connection that isn't made: a server that answers runs.
+fn remedy(code: Option<&SqlState>) -> &'static str {
+    let Some(code) = code else { return "check the address and that the server runs" };
+    match code.code() {
+        "28000" | "28P01" => "check the role and the password in the address, and the server's pg_hba.conf",
+        "3D000" => "check the database in the address, or make it with CREATE DATABASE",
+        "42501" => "GRANT the role CONNECT on the database",
+        "53300" => "end other connections, or raise the role's or the server's limit",
+        _ => "it is tried again while the collector runs",
     }
 }
 
