@@ -305,7 +305,7 @@ mod tests {
             })
         };
         let told = (STORE_URL_VARIABLE, "postgres://v".to_owned());
-        assert_eq!(looked(&[told.clone()]).unwrap().0, "the folder");
+        assert_eq!(looked(std::slice::from_ref(&told)).unwrap().0, "the folder");
         let file = folder.path().join("eventbucket.toml");
         std::fs::write(&file, "[store]\nurl = \"postgres://f\"\n[cache]\nurl = \"redis://f\"\n").unwrap();
         let expected = ("postgres://f".to_owned(), Some("redis://f".to_owned()));
