@@ -1,11 +1,11 @@
-//! An edge without its broker, as a process: what it answers, and that it says when to come again.
+//! A process and its broker: what an edge answers without one, and the rights that a user of it needs.
 
 use std::time::{Duration, Instant};
 
 use eventbucket_servers::{RabbitMq, shared};
 use serde_json::{Value, json};
 
-use crate::harness::{Collector, DEADLINE, eventually, http};
+use crate::harness::{Collector, DEADLINE, eventbucket, eventually, http, run};
 
 /// Sends a batch: the status, the seconds in `Retry-After`, and the code of a problem.
 async fn send(edge: &Collector, number: usize) -> (u16, Option<u64>, String) {
@@ -65,4 +65,39 @@ async fn an_edge_whose_broker_is_away_answers_503_with_a_time_and_goes_on_by_its
         look.tick().await;
         assert!(Instant::now() < until + DEADLINE, "it doesn't take batches again");
     }
+}
+
+const GUIDE: &str = include_str!("../../../docs/OPERATIONS.md");
+
+#[tokio::test]
+async fn the_rights_in_the_guide_are_all_that_a_user_needs_and_fewer_are_told() {
+    let rights = GUIDE.split_once("set_permissions -p VHOST USER ").expect("the guide tells the rights").1;
+    let rights = rights.split_once('`').unwrap().0.split(' ').map(|right| right.trim_matches('\''));
+    let rights: Vec<&str> = rights.collect();
+    let rabbitmq = RabbitMq::start().unwrap();
+    rabbitmq.control(&["add_user", "confined", "sesame"]).unwrap();
+    let permit = |rights: &[&str]| {
+        let words = [&["set_permissions", "-p", "/", "confined"], rights].concat();
+        rabbitmq.control(&words).unwrap();
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let url = rabbitmq.url().replace("guest:guest", "confined:sesame");
+    let file = format!("[store]\nurl = \"{}\"\n[bus]\nurl = \"{url}\"\nshards = 1\n", shared::database());
+    std::fs::write(folder.path().join("eventbucket.toml"), file).unwrap();
+
+    permit(&["^$", "^$", "^$"]);
+    let data = folder.path().to_str().unwrap();
+    let refused = run(eventbucket(&["serve", "--listen", "127.0.0.1:0", "--data", data]));
+    refused.assert_failed(1, &["doesn't permit", "set_permissions"]);
+
+    permit(&rights);
+    let mut collector = Collector::start_in(folder.path(), &[]);
+    collector.send(json!({"id": "e-1", "name": "permitted"})).await;
+    eventually("it is stored and counted", || {
+        collector.over_http(&["count", "--json"]).json()["counts"][0]["count"] == 1
+    });
+    let listed = collector.over_http(&["dead-letters", "list"]);
+    assert_eq!((listed.code, listed.stdout.as_str()), (0, ""), "{listed:?}");
+    assert!(!collector.logged().contains("refused for user"), "{}", collector.logged());
+    assert_eq!(collector.terminate().code(), Some(0));
 }
