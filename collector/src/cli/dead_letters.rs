@@ -48,7 +48,7 @@ pub(super) struct PlaceArgs {
     /// Configuration file [default: eventbucket.toml in the data folder, if there is one] [env: EVENTBUCKET_CONFIG]
     #[arg(long, value_name = "FILE", conflicts_with = "url")]
     config: Option<String>,
-    /// Address of a collector, like http://127.0.0.1:4000 [env: EVENTBUCKET_URL, where there is no [bus] url]
+    /// Address of a collector, like http://127.0.0.1:4000 [env: EVENTBUCKET_URL, where no `bus.url` is set]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// Secret key for --url; better in EVENTBUCKET_KEY, where other users of this machine can't see it
