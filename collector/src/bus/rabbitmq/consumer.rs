@@ -11,8 +11,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::dead;
+use super::failure::Ended;
 use super::lines::Lines;
-use super::link::Ended;
 use super::options::RabbitOptions;
 use super::topology::Topology;
 use crate::bus::{self, Delivery, Share, wire};

@@ -14,9 +14,10 @@ use lapin::{BasicProperties, Channel, Connection};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
-use super::link::{self, Ended};
+use super::failure::{Ended, away, refusal, unavailable};
+use super::link;
 use super::options::RabbitOptions;
-use super::publisher::{self, away, properties, unavailable};
+use super::publisher::{self, properties};
 use super::topology::Topology;
 use crate::bus::message::ValidBatch;
 use crate::bus::{Error, wire};
@@ -261,7 +262,7 @@ impl DeadLetterBox {
 
     async fn open(&self) -> Result<(Connection, Channel), Error> {
         let connection = link::connect(&self.options, "bury").await.map_err(|why| why.error())?;
-        let told = |error: lapin::Error| away(&link::words(&self.options, &error));
+        let told = |error: lapin::Error| refusal(&self.options, &error);
         let channel = connection.create_channel().await.map_err(told)?;
         channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(told)?;
         Ok((connection, channel))
@@ -293,7 +294,7 @@ async fn publish(
     message: &[u8],
     headers: FieldTable,
 ) -> Result<(), Error> {
-    let told = |error: lapin::Error| away(&link::words(options, &error));
+    let told = |error: lapin::Error| refusal(options, &error);
     let publishing = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let properties = properties().with_headers(headers);
     let confirm =

@@ -2,26 +2,20 @@
 //! so a process leaves a queue of another's share to whoever waits for it, as it does with batches.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use futures_util::future::ready;
-use futures_util::stream::{self, BoxStream, SelectAll};
+use futures_util::stream::{BoxStream, SelectAll};
 use lapin::message::Delivery as Message;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection};
 
-use super::link::{self, Ended};
+use super::failure::Ended;
+use super::handover::{Brought, Handovers, brought};
+use super::link;
 use super::options::RabbitOptions;
 use super::topology::Topology;
 use crate::bus::Share;
-
-/// The pause before a queue that came back is left again, from 5 s doubling to 80 s: whoever should have it isn't listening.
-const LEAVING_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(80));
-
-/// What a consumer brings: nothing when it ended.
-type Heard = (u64, Option<lapin::Result<Message>>);
 
 /// The consumers of one connection, one a queue.
 pub(super) struct Ears<'a> {
@@ -30,16 +24,9 @@ pub(super) struct Ears<'a> {
     options: &'a RabbitOptions,
     /// The shard of each consumer that wasn't cancelled.
     open: BTreeMap<u64, u16>,
-    messages: SelectAll<BoxStream<'static, Heard>>,
+    messages: SelectAll<BoxStream<'static, Brought>>,
     next_number: u64,
-    left: BTreeMap<u16, Left>,
-}
-
-/// When a queue was left, for which share.
-struct Left {
-    again: Instant,
-    pause: Duration,
-    share: Share,
+    handovers: Handovers,
 }
 
 impl<'a> Ears<'a> {
@@ -49,9 +36,8 @@ impl<'a> Ears<'a> {
         options: &'a RabbitOptions,
     ) -> Result<Self, Ended> {
         let channel = link::answered(options, connection.create_channel()).await?;
-        let (open, left) = (BTreeMap::new(), BTreeMap::new());
-        let mut ears =
-            Self { channel, topology, options, open, messages: SelectAll::new(), next_number: 0, left };
+        let (open, messages, handovers) = (BTreeMap::new(), SelectAll::new(), Handovers::default());
+        let mut ears = Self { channel, topology, options, open, messages, next_number: 0, handovers };
         for shard in 0..topology.shards {
             ears.add(shard).await?;
         }
@@ -66,15 +52,13 @@ impl<'a> Ears<'a> {
         let consuming = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let consuming = self.channel.basic_consume(queue, tag, consuming, FieldTable::default());
         let consumer = link::answered(self.options, consuming).await?;
-        // One that ends because its queue is gone must be noticed: everything is declared again.
-        let heard = consumer.map(Some).chain(stream::once(ready(None)));
-        self.messages.push(heard.map(move |message| (number, message)).boxed());
+        self.messages.push(brought(number, consumer));
         self.open.insert(number, shard);
         Ok(())
     }
 
     /// Waits for what is heard next. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Option<Heard> {
+    pub(super) async fn next(&mut self) -> Option<Brought> {
         self.messages.next().await
     }
 
@@ -82,14 +66,15 @@ impl<'a> Ears<'a> {
     /// of the line of that queue's consumers; what it has been given already is heard all the same.
     pub(super) async fn sorted(
         &mut self,
-        heard: Option<Heard>,
+        heard: Option<Brought>,
         share: Share,
     ) -> Result<Option<Message>, Ended> {
-        let gone = || Ended::Broke("a queue is gone; everything is declared again".to_owned());
-        let (number, message) = heard.ok_or_else(gone)?;
+        let (number, message) = heard.ok_or_else(Ended::queue_gone)?;
         let shard = self.open.get(&number).copied();
-        let Some(message) = message else { return if shard.is_some() { Err(gone()) } else { Ok(None) } };
-        let message = message.map_err(|error| Ended::Broke(link::words(self.options, &error)))?;
+        let Some(message) = message else {
+            return if shard.is_some() { Err(Ended::queue_gone()) } else { Ok(None) };
+        };
+        let message = message.map_err(|error| Ended::of(self.options, &error))?;
         if let Some(shard) = shard.filter(|shard| !share.has(*shard, self.topology.shards)) {
             self.leave(number, shard, share).await?;
         }
@@ -97,13 +82,10 @@ impl<'a> Ears<'a> {
     }
 
     async fn leave(&mut self, number: u64, shard: u16, share: Share) -> Result<(), Ended> {
-        let (first, longest) = LEAVING_PAUSE;
-        let before = self.left.get(&shard).filter(|before| before.share == share);
-        if before.is_some_and(|before| Instant::now() < before.again) {
+        if self.handovers.too_soon(shard, share) {
             return Ok(());
         }
-        let pause = before.map_or(first, |before| (before.pause * 2).min(longest));
-        self.left.insert(shard, Left { again: Instant::now() + pause, pause, share });
+        self.handovers.note(shard, share);
         self.open.remove(&number);
         let cancelling = self.channel.basic_cancel(tag(number), BasicCancelOptions::default());
         link::answered(self.options, cancelling).await?;

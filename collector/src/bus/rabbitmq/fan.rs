@@ -8,19 +8,14 @@ use lapin::{BasicProperties, Connection};
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::ears::Ears;
-use super::link::{self, Ended};
+use super::failure::{self, Ended};
 use super::options::RabbitOptions;
-use super::publisher::away;
 use super::topology::Topology;
 use crate::bus::message::StoredRange;
 use crate::bus::{Error, Hint, Share, wire};
 
 /// Announcements that wait for the broker, and those that wait for a view: 1,024 of at most 256 ranges of 24 bytes.
 pub(super) const WAITING_MAX: usize = 1_024;
-
-fn broke(options: &RabbitOptions, error: &lapin::Error) -> Ended {
-    Ended::Broke(link::words(options, error))
-}
 
 /// Publishes announced ranges over one connection until it breaks.
 pub(super) async fn announce(
@@ -49,7 +44,7 @@ pub(super) async fn announce(
     };
     match publishing.await {
         Ok(()) => Ended::Done,
-        Err(error) => broke(&options, &error),
+        Err(error) => Ended::of(&options, &error),
     }
 }
 
@@ -92,7 +87,7 @@ pub(super) async fn forget(
     topology: &Topology,
     options: &RabbitOptions,
 ) -> Result<(), Error> {
-    let told = |error: lapin::Error| away(&link::words(options, &error));
+    let told = |error: lapin::Error| failure::refusal(options, &error);
     let channel = connection.create_channel().await.map_err(told)?;
     for shard in 0..topology.shards {
         channel

@@ -2,17 +2,18 @@
 //! the next consumer begin, in one step. A cancelled consumer would leave what it holds behind while the next already works.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::StreamExt as _;
-use futures_util::future::ready;
-use futures_util::stream::{self, BoxStream, SelectAll};
+use futures_util::stream::{BoxStream, SelectAll};
 use lapin::message::Delivery as Message;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection};
 
-use super::link::{self, Ended};
+use super::failure::Ended;
+use super::handover::{Brought, Handovers, brought};
+use super::link;
 use super::options::RabbitOptions;
 use super::topology::Topology;
 use crate::bus::Share;
@@ -31,14 +32,6 @@ fn prefetch(shards: usize) -> u16 {
     each.clamp(1, PREFETCH_MAX)
 }
 
-/// The pause before a shard that came back is handed over again, from 5 s doubling to 80 s: whoever should have it isn't
-/// taking yet. A handover spends one of the 100 deliveries of the up to 8 messages that are on their way; in the pause they
-/// are stored here.
-const HANDOVER_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(80));
-
-/// What a channel brings: nothing when its consumer ended.
-type Brought = (u64, Option<lapin::Result<Message>>);
-
 /// The open channels of a writer.
 pub(super) struct Lines<'a> {
     connection: &'a Connection,
@@ -48,7 +41,7 @@ pub(super) struct Lines<'a> {
     open: BTreeMap<u64, Line>,
     messages: SelectAll<BoxStream<'static, Brought>>,
     next_number: u64,
-    handed_over: BTreeMap<u16, HandedOver>,
+    handovers: Handovers,
 }
 
 /// A shard's channel.
@@ -59,12 +52,6 @@ struct Line {
     held: BTreeMap<u64, Instant>,
     /// It is about to be closed: what still comes is left to the next consumer.
     leaving: bool,
-}
-
-struct HandedOver {
-    again: Instant,
-    pause: Duration,
-    share: Share,
 }
 
 impl<'a> Lines<'a> {
@@ -84,7 +71,7 @@ impl<'a> Lines<'a> {
             open: BTreeMap::new(),
             messages: SelectAll::new(),
             next_number: first_number,
-            handed_over: BTreeMap::new(),
+            handovers: Handovers::default(),
         };
         for shard in shards {
             lines.add(*shard).await?;
@@ -109,9 +96,7 @@ impl<'a> Lines<'a> {
         let (channel, consumer) = link::answered(self.options, opening).await?;
         let number = self.next_number;
         self.next_number += 1;
-        // One that ends because its queue is gone must be noticed: nobody would take from that shard.
-        let brought = consumer.map(Some).chain(stream::once(ready(None)));
-        self.messages.push(brought.map(move |message| (number, message)).boxed());
+        self.messages.push(brought(number, consumer));
         self.open.insert(number, Line { shard, channel, held: BTreeMap::new(), leaving: false });
         Ok(())
     }
@@ -128,15 +113,13 @@ impl<'a> Lines<'a> {
         brought: Option<Brought>,
         share: Share,
     ) -> Result<Option<(u64, Message)>, Ended> {
-        let gone = || Ended::Broke("a queue is gone; everything is declared again".to_owned());
-        let (number, message) = brought.ok_or_else(gone)?;
+        let (number, message) = brought.ok_or_else(Ended::queue_gone)?;
         // Closed here: what it still brings is the broker's again.
         let Some(line) = self.open.get_mut(&number) else { return Ok(None) };
-        let message = message.ok_or_else(gone)?.map_err(|error| broke(self.options, &error))?;
+        let message =
+            message.ok_or_else(Ended::queue_gone)?.map_err(|error| Ended::of(self.options, &error))?;
         let wanted = share.has(line.shard, self.topology.shards);
-        let before = self.handed_over.get(&line.shard);
-        let too_soon = before.is_some_and(|before| before.share == share && Instant::now() < before.again);
-        line.leaving |= !wanted && !too_soon;
+        line.leaving |= !wanted && !self.handovers.too_soon(line.shard, share);
         if line.leaving {
             self.leave_if_done(number, share).await?;
             return Ok(None);
@@ -157,7 +140,7 @@ impl<'a> Lines<'a> {
         let Some(line) = self.open.get_mut(&number) else { return Ok(()) };
         line.held.remove(&tag);
         let acked = line.channel.basic_ack(tag, BasicAckOptions::default()).await;
-        acked.map_err(|error| broke(self.options, &error))?;
+        acked.map_err(|error| Ended::of(self.options, &error))?;
         self.leave_if_done(number, share).await
     }
 
@@ -165,7 +148,7 @@ impl<'a> Lines<'a> {
     pub(super) async fn reject(&mut self, number: u64, tag: u64) -> Result<(), Ended> {
         let Some(line) = self.open.get(&number) else { return Ok(()) };
         let rejected = line.channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await;
-        rejected.map_err(|error| broke(self.options, &error))
+        rejected.map_err(|error| Ended::of(self.options, &error))
     }
 
     /// Closes the channel of a shard that others should have, once everything that was taken from it is stored and
@@ -177,11 +160,7 @@ impl<'a> Lines<'a> {
         let Some(line) = self.open.remove(&number) else { return Ok(()) };
         link::answered(self.options, line.channel.close(200, "handed over".into())).await?;
         tracing::debug!(shard = line.shard, "a shard was handed over to another process");
-        let (first, longest) = HANDOVER_PAUSE;
-        let before = self.handed_over.get(&line.shard).filter(|before| before.share == share);
-        let pause = before.map_or(first, |before| (before.pause * 2).min(longest));
-        let handed_over = HandedOver { again: Instant::now() + pause, pause, share };
-        self.handed_over.insert(line.shard, handed_over);
+        self.handovers.note(line.shard, share);
         self.add(line.shard).await
     }
 
@@ -199,10 +178,6 @@ impl<'a> Lines<'a> {
         }
         Ok(())
     }
-}
-
-fn broke(options: &RabbitOptions, error: &lapin::Error) -> Ended {
-    Ended::Broke(link::words(options, error))
 }
 
 #[cfg(test)]

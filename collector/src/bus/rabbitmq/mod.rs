@@ -6,6 +6,9 @@ mod options;
 /// What stands in the broker.
 mod topology;
 
+/// What goes wrong.
+mod failure;
+
 /// Connections that come back.
 mod link;
 
@@ -23,6 +26,9 @@ mod drain;
 
 /// Taking batches.
 mod consumer;
+
+/// What consumers bring, and shards that are left to others.
+mod handover;
 
 /// The channels they come over.
 mod lines;
@@ -51,7 +57,8 @@ use super::spool::Spool;
 use super::{Error, Hint, Share, Work};
 pub(super) use consumer::{Taken, Taking};
 pub use dead::{DeadLetter, DeadLetters};
-use link::{Link, NoConnection};
+use failure::NoConnection;
+use link::Link;
 pub use options::RabbitOptions;
 use outbox::Outbox;
 use sender::Sender;
@@ -194,7 +201,7 @@ impl RabbitMq {
     /// With a spool batches are taken also while the broker is away.
     pub(super) fn serving(&self) -> Result<(), Error> {
         if self.0.failed.is_cancelled() {
-            return Err(publisher::unavailable(
+            return Err(failure::unavailable(
                 "a task of the bus ended by itself; the collector has to be started again",
             ));
         }

@@ -289,7 +289,7 @@ mod tests {
     fn nobody_gets_in_line_for_a_broker_that_went_away() {
         let outbox = Outbox::new(1);
         let mut waits = push(&outbox, 0, MIB).unwrap();
-        outbox.fail_all(&crate::bus::rabbitmq::publisher::unavailable("away"));
+        outbox.fail_all(&crate::bus::rabbitmq::failure::unavailable("away"));
         assert_eq!(waits.try_recv().unwrap().unwrap_err().to_string(), "away");
         assert_eq!(push(&outbox, 0, MIB).unwrap_err().to_string(), "away");
         outbox.open();

@@ -8,7 +8,8 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
 
-use super::link::{self, Ended};
+use super::failure::{Ended, away, unavailable};
+use super::link;
 use super::options::RabbitOptions;
 use super::outbox::{Outbox, Waiting};
 use super::topology::Topology;
@@ -34,14 +35,15 @@ pub(super) async fn serve(
         Ok(channel) => channel,
         Err(ended) => return ended,
     };
-    let broke = match send_all(&outbox, &connection, &channel, &topology, &options).await {
+    match send_all(&outbox, &connection, &channel, &topology, &options).await {
         Ok(never) => match never {},
-        Err(Broken::Connection(error)) => link::words(&options, &error),
-        Err(Broken::Lost) => format!("the connection to RabbitMQ at {} was lost", options.url),
-        Err(Broken::Returned) => "a queue is gone; everything is declared again".to_owned(),
-        Err(Broken::Late) => format!("RabbitMQ at {} does not confirm what it was sent", options.url),
-    };
-    Ended::Broke(broke)
+        Err(Broken::Connection(error)) => Ended::of(&options, &error),
+        Err(Broken::Lost) => Ended::Broke(format!("the connection to RabbitMQ at {} was lost", options.url)),
+        Err(Broken::Returned) => Ended::queue_gone(),
+        Err(Broken::Late) => {
+            Ended::Broke(format!("RabbitMQ at {} does not confirm what it was sent", options.url))
+        }
+    }
 }
 
 /// Why a connection is given up.
@@ -161,16 +163,4 @@ pub(super) async fn wait(confirm: PublisherConfirm, within: Duration) -> Result<
         Ok(Ok(Confirmation::Ack(Some(_)))) => Err(Unconfirmed::Returned),
         Ok(Ok(Confirmation::Nack(_) | Confirmation::NotRequested)) => Err(Unconfirmed::Full),
     }
-}
-
-/// How long a client waits after a message was refused or lost: the queue drains, or the connection is back.
-const RETRY_AFTER: Duration = Duration::from_secs(2);
-
-/// Says that there is no connection, in words for the log.
-pub(super) fn away(words: &str) -> Error {
-    Error::Away { words: words.into(), retry_after: RETRY_AFTER }
-}
-
-pub(super) fn unavailable(reason: &str) -> Error {
-    Error::Unavailable { reason: reason.into(), retry_after: RETRY_AFTER }
 }

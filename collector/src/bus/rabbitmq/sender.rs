@@ -4,10 +4,10 @@ use eventbucket_protocol::Verdict;
 use futures_util::future::join_all;
 
 use super::dead::DeadLetterBox;
+use super::failure;
 use super::link::Standing;
 use super::options::RabbitOptions;
 use super::outbox::{Outbox, Parcel};
-use super::publisher;
 use super::topology::Topology;
 use crate::bus::message::{Published, ValidBatch};
 use crate::bus::{Error, wire};
@@ -52,7 +52,7 @@ impl Sender {
         let confirms = self.outbox.push(shard, parcels)?;
         let confirmed = tokio::time::timeout(self.options.confirm_timeout, join_all(confirms)).await;
         let Ok(confirmed) = confirmed else {
-            return Err(publisher::unavailable("RabbitMQ did not confirm in time"));
+            return Err(failure::unavailable("RabbitMQ did not confirm in time"));
         };
         for answer in confirmed {
             answer.unwrap_or_else(|_| Err(self.lost()))?;
@@ -61,7 +61,7 @@ impl Sender {
     }
 
     fn lost(&self) -> Error {
-        let lost = || publisher::away("the connection to RabbitMQ was lost");
+        let lost = || failure::away("the connection to RabbitMQ was lost");
         self.serving().err().unwrap_or_else(lost)
     }
 }
