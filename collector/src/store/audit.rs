@@ -142,6 +142,39 @@ fn complaint(event: &StoredEvent) -> Option<String> {
     event.event.check().err().map(|reason| reason.message.into_owned())
 }
 
+/// Tells of an hour in which a view counts other than the log.
+pub(super) fn rollup_example(name: &str, hour: &str, rollup: i64, log: i64) -> String {
+    format!("{name:?} in the hour {hour}: the view counts {rollup}, the log {log}")
+}
+
+/// The live counters of a project, held against the names of the log one by one.
+pub(super) struct LiveCounters<'a> {
+    per_name: &'a BTreeMap<String, u64>,
+    agreeing: usize,
+}
+
+impl<'a> LiveCounters<'a> {
+    pub(super) fn new(per_name: &'a BTreeMap<String, u64>) -> Self {
+        Self { per_name, agreeing: 0 }
+    }
+
+    /// Says where a name's counter differs.
+    pub(super) fn differs(&mut self, name: &str, log: u64) -> Option<String> {
+        let live = self.per_name.get(name).copied().unwrap_or(0);
+        if live != log {
+            return Some(format!("{name:?}: the live counter says {live}, the log {log}"));
+        }
+        self.agreeing += 1;
+        None
+    }
+
+    /// Says, when all names of the log agreed, that there are counters of others.
+    pub(super) fn differ_in_number(&self) -> Option<String> {
+        let (live, agreeing) = (self.per_name.len(), self.agreeing);
+        (live != agreeing).then(|| format!("{live} names are counted live, {agreeing} are in the log"))
+    }
+}
+
 /// Names a sketch that differs from a recount.
 pub(super) fn users_example(name: &str, hours: i64, start: &str) -> String {
     let span = match hours {

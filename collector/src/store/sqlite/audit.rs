@@ -8,7 +8,7 @@ use super::counts::{self, COUNTS, hour_sql};
 use super::events::{COLUMNS, CORRECTED_MS, read_event};
 use super::{POSITION_BITS, Sqlite, int, key, open, position, soundness, uint, users};
 use crate::project::ProjectId;
-use crate::store::audit::{RangeRow, users_example};
+use crate::store::audit::{LiveCounters, RangeRow, rollup_example, users_example};
 use crate::store::batches::BatchPart;
 use crate::store::{AuditFigures, CountersToCheck, Error, Ledger, ProjectFigures, RowFigures};
 
@@ -298,8 +298,7 @@ fn compare_rollup(
             let (name, hour): (String, Option<String>) = (row.get(0)?, row.get(1)?);
             let (rollup, log): (i64, i64) = (row.get(2)?, row.get(3)?);
             let hour = hour.unwrap_or_default();
-            let example = format!("{name:?} in the hour {hour}: the view counts {rollup}, the log {log}");
-            figures.rollup_example = Some(example);
+            figures.rollup_example = Some(rollup_example(&name, &hour, rollup, log));
         }
     }
     Ok(())
@@ -342,15 +341,12 @@ fn compare_counters(
 ) -> Result<Option<String>, Error> {
     let mut select = snapshot.prepare("SELECT name, sum(count) FROM temp.recount GROUP BY name")?;
     let mut rows = select.query([])?;
-    let mut agreeing = 0;
+    let mut counters = LiveCounters::new(per_name);
     while let Some(row) = rows.next()? {
-        let (name, log): (String, u64) = (row.get(0)?, row.get(1).map(uint)?);
-        let live = per_name.get(&name).copied().unwrap_or(0);
-        if live != log {
-            return Ok(Some(format!("{name:?}: the live counter says {live}, the log {log}")));
+        let differs = counters.differs(&row.get::<_, String>(0)?, row.get(1).map(uint)?);
+        if differs.is_some() {
+            return Ok(differs);
         }
-        agreeing += 1;
     }
-    let extra = per_name.len() != agreeing;
-    Ok(extra.then(|| format!("{} names are counted live, {agreeing} are in the log", per_name.len())))
+    Ok(counters.differ_in_number())
 }

@@ -6,7 +6,7 @@ use tokio_postgres::types::ToSql;
 
 use super::walk::Walk;
 use crate::store::Error;
-use crate::store::audit::users_example;
+use crate::store::audit::{LiveCounters, rollup_example, users_example};
 use crate::store::postgres::{int, project_number, uint};
 
 /// The views against what was counted so far.
@@ -54,8 +54,7 @@ impl Walk<'_> {
                 let (name, hour): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
                 let (rollup, log): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
                 let hour = hour.unwrap_or_default();
-                let example = format!("{name:?} in the hour {hour}: the view counts {rollup}, the log {log}");
-                self.figures.rollup_example = Some(example);
+                self.figures.rollup_example = Some(rollup_example(&name, &hour, rollup, log));
             }
         }
         Ok(())
@@ -69,16 +68,13 @@ impl Walk<'_> {
         let select = "SELECT name, sum(count)::int8 FROM audit_recount GROUP BY name";
         let none: [&(dyn ToSql + Sync); 0] = [];
         let mut rows = pin!(self.lease.query_raw(select, none).await?);
-        let mut agreeing = 0;
+        let mut counters = LiveCounters::new(per_name);
         while let Some(row) = rows.try_next().await? {
-            let (name, log): (String, u64) = (row.try_get(0)?, uint(row.try_get(1)?));
-            let live = per_name.get(&name).copied().unwrap_or(0);
-            if live != log {
-                return Ok(Some(format!("{name:?}: the live counter says {live}, the log {log}")));
+            let differs = counters.differs(row.try_get(0)?, uint(row.try_get(1)?));
+            if differs.is_some() {
+                return Ok(differs);
             }
-            agreeing += 1;
         }
-        let extra = per_name.len() != agreeing;
-        Ok(extra.then(|| format!("{} names are counted live, {agreeing} are in the log", per_name.len())))
+        Ok(counters.differ_in_number())
     }
 }
