@@ -3,13 +3,21 @@
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
-use eventbucket_collector::app;
+use eventbucket_collector::app::{self, Running};
 use eventbucket_collector::project::ProjectId;
-use eventbucket_collector::store::{EventFilter, EventOrder};
+use eventbucket_collector::store::{EventFilter, EventOrder, NewProject};
 
 use crate::{collector, example};
+
+/// A program that is told by its environment where to send.
+fn sending(name: &str, collector: &Running, made: &NewProject) -> Command {
+    let mut program = example(name);
+    program.env("EVENTBUCKET_URL", format!("http://{}", collector.address()));
+    program.env("EVENTBUCKET_KEY", &made.write_key.text);
+    program
+}
 
 /// Names of what is stored, sorted.
 async fn names(data: &Path, project: ProjectId) -> Vec<String> {
@@ -47,9 +55,7 @@ async fn the_quickstart_delivers_its_event_and_fails_when_it_can_not() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let (running, made) = collector(&[], &data).await;
-    let mut quickstart = example("quickstart");
-    quickstart.env("EVENTBUCKET_URL", format!("http://{}", running.address()));
-    quickstart.env("EVENTBUCKET_KEY", &made.write_key.text);
+    let mut quickstart = sending("quickstart", &running, &made);
     let ran = tokio::task::block_in_place(|| quickstart.output().unwrap());
     assert_eq!(
         (&*String::from_utf8(ran.stdout).unwrap(), ran.status.code()),
@@ -71,9 +77,7 @@ async fn the_service_delivers_everything_before_it_ends() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let (running, made) = collector(&[], &data).await;
-    let mut service = example("axum_service");
-    service.env("EVENTBUCKET_URL", format!("http://{}", running.address()));
-    service.env("EVENTBUCKET_KEY", &made.write_key.text);
+    let mut service = sending("axum_service", &running, &made);
     service.env("LISTEN", "127.0.0.1:0").env("TMPDIR", folder.path());
     let mut service = Service(service.stdout(Stdio::piped()).spawn().unwrap());
     let mut printed = BufReader::new(service.0.stdout.take().unwrap());
