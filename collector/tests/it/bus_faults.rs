@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus_dead_letters::letters;
 use crate::bus_fixture::{
-    Direct, broken, bus, number, numbered, options, own, settled, shared, soon, stored, take, until,
+    Direct, broken, bus, number, numbered, options, own, settled, shared, soon, stored, take, take_and_store,
+    until,
 };
 
 /// Publishers at once.
@@ -96,9 +97,7 @@ async fn a_killed_broker_loses_nothing_it_confirmed_and_everything_goes_on_by_it
     let mut delivered = BTreeSet::new();
     for _ in 0..2 {
         load.until_more(200).await;
-        let deliveries = take(&mut accepted, 20).await;
-        delivered.extend(deliveries.iter().map(number));
-        stored(deliveries);
+        delivered.extend(take_and_store(&mut accepted, 20).await);
         server.kill().unwrap();
         load.until_refused().await;
         until("readiness says so", || async { edge.serving().is_err() }).await;
@@ -113,9 +112,7 @@ async fn a_killed_broker_loses_nothing_it_confirmed_and_everything_goes_on_by_it
     }
     soon("all that was confirmed is delivered", async {
         while !confirmed.is_subset(&delivered) {
-            let deliveries = take(&mut accepted, 1).await;
-            delivered.extend(deliveries.iter().map(number));
-            stored(deliveries);
+            delivered.extend(take_and_store(&mut accepted, 1).await);
         }
     })
     .await;

@@ -140,6 +140,18 @@ pub(crate) fn stored(deliveries: Vec<Delivery>) {
     }
 }
 
+/// Takes and stores batches made by [`numbered`] until there are at least `count`, and says which came: a process holds only
+/// some messages of a queue unanswered.
+pub(crate) async fn take_and_store(accepted: &mut [Accepted], count: usize) -> Vec<usize> {
+    let mut numbers = Vec::new();
+    while numbers.len() < count {
+        let deliveries = take(accepted, 1).await;
+        numbers.extend(deliveries.iter().map(number));
+        stored(deliveries);
+    }
+    numbers
+}
+
 /// A connection of the test's own.
 pub(crate) struct Direct {
     connection: Connection,

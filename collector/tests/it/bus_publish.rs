@@ -8,7 +8,8 @@ use futures_util::future::join_all;
 use lapin::options::QueueDeleteOptions;
 
 use crate::bus_fixture::{
-    Direct, address, batch_of, bus, number, numbered, options, queues, shared, soon, stored, take, until, url,
+    Direct, address, batch_of, bus, number, numbered, options, queues, shared, soon, stored, take,
+    take_and_store, until, url,
 };
 use crate::store_fixture::event;
 
@@ -128,19 +129,14 @@ async fn a_full_queue_refuses_what_comes_and_keeps_what_it_has_promised() {
                 Ok(_) => promised.push(promised.len()),
                 Err(refused) if refused.retry() < Some(Duration::from_secs(30)) => return,
                 Err(_) => {
-                    let deliveries = take(&mut accepted, 1).await;
-                    delivered.extend(deliveries.iter().map(number));
-                    stored(deliveries);
+                    delivered.extend(take_and_store(&mut accepted, 1).await);
                 }
             }
         }
     })
     .await;
-    while delivered.len() < promised.len() {
-        let deliveries = take(&mut accepted, 1).await;
-        delivered.extend(deliveries.iter().map(number));
-        stored(deliveries);
-    }
+    let left = promised.len() - delivered.len();
+    delivered.extend(take_and_store(&mut accepted, left).await);
     assert_eq!(delivered[..promised.len()], promised, "from the oldest on");
     until("there is room again", || async { bus.publish(numbered(1, 1_000_000)).await.is_ok() }).await;
 }
@@ -189,7 +185,6 @@ async fn single_events_that_come_together_share_messages_and_each_is_confirmed()
     assert!(published.iter().all(Result::is_ok), "{published:?}");
     let messages = direct.accepted().await;
     assert!((1..=SINGLES / 20).contains(&(messages as usize)), "{messages} messages");
-    let deliveries = take(&mut bus.accepted(), SINGLES).await;
-    let delivered: Vec<usize> = deliveries.iter().map(number).collect();
+    let delivered = take_and_store(&mut bus.accepted(), SINGLES).await;
     assert_eq!(delivered, (0..SINGLES).collect::<Vec<_>>(), "in the order in which they came");
 }
