@@ -43,5 +43,8 @@ pub mod query;
 /// The page that shows the first event arriving.
 pub mod dashboard;
 
+/// Breaking a collector on purpose: kills, pauses and cuts by seed, and what must hold after them.
+mod torture;
+
 /// The command line.
 pub mod cli;

@@ -20,17 +20,17 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The addresses of the servers, with their passwords.
 #[derive(Clone)]
-pub(super) struct Addresses {
-    pub(super) store: String,
-    pub(super) bus: String,
-    pub(super) cache: String,
+pub(crate) struct Addresses {
+    pub(crate) store: String,
+    pub(crate) bus: String,
+    pub(crate) cache: String,
 }
 
 /// What kills a server and what starts it again, for a shell.
 #[derive(Clone, Debug)]
-pub(super) struct Control {
-    pub(super) kill: String,
-    pub(super) start: String,
+pub(crate) struct Control {
+    pub(crate) kill: String,
+    pub(crate) start: String,
 }
 
 /// The processes and everything between them.
@@ -58,6 +58,12 @@ impl Addresses {
             Server::RabbitMq => (&self.bus, "EVENTBUCKET_BUS_URL", 5672),
             Server::Redis => (&self.cache, "EVENTBUCKET_CACHE_URL", 6379),
         }
+    }
+
+    /// What tells a server's address to a process.
+    pub(super) fn variable(&self, server: Server) -> (String, String) {
+        let (text, variable, _) = self.of(server);
+        (variable.to_owned(), text.to_owned())
     }
 
     /// Refuses what names the server in its certificate: a process would find a proxy under another name.

@@ -50,7 +50,7 @@ pub(super) struct Place {
 
 /// A server that the collector stands on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Server {
+pub(crate) enum Server {
     Postgres,
     RabbitMq,
     Redis,
