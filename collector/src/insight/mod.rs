@@ -6,5 +6,5 @@ mod sketch;
 /// What a stretch of the log adds to the views.
 mod tally;
 
-pub use sketch::{InvalidSketch, STANDARD_ERROR, Sketch};
+pub use sketch::{COUNTED_MAX, InvalidSketch, STANDARD_ERROR, Sketch};
 pub use tally::{Cell, Grain, Piece, Tally, pieces};

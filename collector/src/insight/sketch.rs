@@ -26,6 +26,9 @@ const DENSE_BYTES: usize = REGISTERS / 4 * 3;
 /// Entries of the sparse form: as many as take no more room than the registers, 768.
 const ENTRIES_MAX: usize = DENSE_BYTES / 4;
 
+/// Up to how many users are counted one by one.
+pub const COUNTED_MAX: usize = ENTRIES_MAX;
+
 /// The first byte says which form follows. A change of the hash or of a precision takes other bytes.
 const SPARSE: u8 = 1;
 const DENSE: u8 = 2;

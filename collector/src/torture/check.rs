@@ -1,10 +1,12 @@
 //! What must be true in the end, as a pure judgement over what was sent and what was found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 
 use eventbucket::Ledger as Delivery;
 
 use crate::cache::Counters;
+use crate::insight::{COUNTED_MAX, STANDARD_ERROR, Sketch};
 use crate::store::{Ledger, ViewState};
 
 use super::clients::Sent;
@@ -21,6 +23,10 @@ pub(super) struct Logged {
 pub(super) type Hours = BTreeMap<(String, i64), u64>;
 pub(super) type Totals = BTreeMap<String, u64>;
 
+/// Different users by name and hour, or by name alone, where it is known.
+pub(super) type HourUsers = BTreeMap<(String, i64), Option<u64>>;
+pub(super) type TotalUsers = BTreeMap<String, Option<u64>>;
+
 /// Everything that was found, each from a source of its own.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
@@ -30,6 +36,8 @@ pub(super) struct Found {
     pub(super) view: ViewState,
     pub(super) hours: Hours,
     pub(super) totals: Totals,
+    pub(super) hour_users: HourUsers,
+    pub(super) total_users: TotalUsers,
     /// The live counters, and whether they follow the epoch of the log.
     pub(super) counters: Option<Counters>,
     pub(super) epoch_is_current: bool,
@@ -38,6 +46,9 @@ pub(super) struct Found {
 }
 
 const HOUR_MS: i64 = 3_600_000;
+
+/// How far an estimate of users may be off, in standard errors: one of two million is further off by chance.
+const STANDARD_ERRORS_MAX: f64 = 5.0;
 
 /// Complaints told at most: one lost position makes every later one wrong.
 const COMPLAINTS_MAX: usize = 20;
@@ -68,6 +79,7 @@ pub(super) fn complaints(sent: &BTreeMap<String, Sent>, found: &Found) -> Compla
     let mut complaints = Complaints::default();
     judge_log(&mut complaints, sent, found);
     judge_counts(&mut complaints, found);
+    judge_users(&mut complaints, sent, found);
     judge_deliveries(&mut complaints, found);
     complaints
 }
@@ -118,6 +130,72 @@ fn judge_counts(complaints: &mut Complaints, found: &Found) {
     });
 }
 
+/// Users are a function of what was sent, however it came and was counted: the estimate is that of one sketch over all.
+fn judge_users(complaints: &mut Complaints, sent: &BTreeMap<String, Sent>, found: &Found) {
+    let by_hour = |event: &Sent| (event.name.clone(), hour_of(event));
+    judge_cells(complaints, &cells(sent, by_hour), &found.hour_users);
+    judge_cells(complaints, &cells(sent, |event| event.name.clone()), &found.total_users);
+}
+
+fn judge_cells<K: Ord + Debug>(
+    complaints: &mut Complaints,
+    sent: &BTreeMap<K, Cell<'_>>,
+    found: &BTreeMap<K, Option<u64>>,
+) {
+    let told: BTreeMap<&K, u64> = found.iter().filter_map(|(cell, users)| Some((cell, (*users)?))).collect();
+    let stray = found.keys().find(|cell| !sent.contains_key(cell));
+    complaints.expect(stray.is_none(), || format!("{stray:?} has users, and nothing was sent there"));
+    for (place, cell) in sent {
+        let (told, recounted) = (told.get(place).copied(), cell.estimate());
+        complaints.expect(told == Some(recounted), || {
+            format!("{place:?} has {told:?} users, and a recount gives {recounted}")
+        });
+        let users = cell.users.len();
+        complaints.expect(told.is_none_or(|told| is_near(told, users)), || {
+            format!("{place:?} has {told:?} users, too far from {users}")
+        });
+    }
+}
+
+/// What one count is of.
+#[derive(Default)]
+struct Cell<'a> {
+    events: u64,
+    users: BTreeSet<&'a str>,
+}
+
+impl Cell<'_> {
+    /// What one sketch over all gives; the API never tells more users than events.
+    fn estimate(&self) -> u64 {
+        let mut sketch = Sketch::default();
+        self.users.iter().for_each(|user| sketch.insert(user.as_bytes()));
+        sketch.estimate().min(self.events)
+    }
+}
+
+fn cells<K: Ord>(sent: &BTreeMap<String, Sent>, place: impl Fn(&Sent) -> K) -> BTreeMap<K, Cell<'_>> {
+    let mut cells: BTreeMap<K, Cell<'_>> = BTreeMap::new();
+    for event in sent.values() {
+        let cell = cells.entry(place(event)).or_default();
+        cell.events += 1;
+        cell.users.extend(event.user.as_deref());
+    }
+    cells
+}
+
+/// Says whether an estimate is as near as is promised.
+#[expect(clippy::cast_precision_loss, reason = "a schedule has a few thousand users")]
+fn is_near(told: u64, users: usize) -> bool {
+    let off = (told as f64 - users as f64).abs();
+    let off_max =
+        if users <= COUNTED_MAX { 0.0 } else { STANDARD_ERRORS_MAX * STANDARD_ERROR * users as f64 };
+    off <= off_max
+}
+
+fn hour_of(event: &Sent) -> i64 {
+    event.time_ms - event.time_ms.rem_euclid(HOUR_MS)
+}
+
 fn judge_deliveries(complaints: &mut Complaints, found: &Found) {
     let Found { head, dead_letters, .. } = found;
     complaints.expect(*dead_letters == 0, || format!("{dead_letters} messages are in the dead-letter queue"));
@@ -139,8 +217,7 @@ fn judge_deliveries(complaints: &mut Complaints, found: &Found) {
 fn recount(log: &[Logged]) -> (Hours, Totals) {
     let (mut hours, mut totals) = (Hours::new(), Totals::new());
     for Logged { event, .. } in log {
-        let hour = event.time_ms - event.time_ms.rem_euclid(HOUR_MS);
-        *hours.entry((event.name.clone(), hour)).or_default() += 1;
+        *hours.entry((event.name.clone(), hour_of(event))).or_default() += 1;
         *totals.entry(event.name.clone()).or_default() += 1;
     }
     (hours, totals)
@@ -153,7 +230,9 @@ mod tests {
     use super::*;
 
     fn sent(events: u64) -> BTreeMap<String, Sent> {
-        let one = |number: u64| Sent { name: format!("n{}", number % 2), time_ms: 7_200_000 };
+        let user = |number| Some(format!("user-{}", number / 2));
+        let one =
+            |number: u64| Sent { name: format!("n{}", number % 2), time_ms: 7_200_000, user: user(number) };
         (0..events).map(|number| (number.to_string(), one(number))).collect()
     }
 
@@ -167,6 +246,8 @@ mod tests {
         let log: Vec<Logged> = sent.iter().zip(1..).map(logged).collect();
         let head = log.len() as u64;
         let (hours, totals) = recount(&log);
+        let users = cells(sent, |event| event.name.clone());
+        let users = || users.iter().map(|(name, cell)| (name.clone(), Some(cell.estimate())));
         let mut delivery = Delivery::default();
         (delivery.captured, delivery.delivered.stored) = (head, head);
         let counters =
@@ -178,6 +259,8 @@ mod tests {
             view: ViewState { generation: 1, applied_to: head },
             hours,
             totals,
+            hour_users: users().map(|(name, users)| ((name, 7_200_000), users)).collect(),
+            total_users: users().collect(),
             counters: Some(counters),
             epoch_is_current: true,
             dead_letters: 0,
@@ -191,6 +274,13 @@ mod tests {
         assert_eq!(complaints(&sent, &good(&sent)).texts, Vec::<String>::new());
     }
 
+    #[test]
+    fn users_are_exact_up_to_a_limit_and_near_beyond_it() {
+        assert!(is_near(768, 768) && !is_near(767, 768) && !is_near(769, 768));
+        assert!(is_near(1_000, 1_000) && is_near(1_080, 1_000) && is_near(920, 1_000));
+        assert!(!is_near(1_082, 1_000) && !is_near(918, 1_000));
+    }
+
     fn live(found: &mut Found) -> &mut Counters {
         found.counters.as_mut().unwrap()
     }
@@ -201,7 +291,7 @@ mod tests {
     #[test]
     fn whatever_is_wrong_is_found() {
         let sent = sent(5);
-        let wrongs: [(&str, Spoil); 25] = [
+        let wrongs: [(&str, Spoil); 28] = [
             ("not stored", |found| drop(found.log.pop())),
             ("stored twice", |found| found.log.push(Logged { position: 6, ..found.log[0].clone() })),
             ("sent by nobody", |found| "x".clone_into(&mut found.log[0].id)),
@@ -214,6 +304,9 @@ mod tests {
             ("put aside", |found| (found.ledger.rejected, found.ledger.received) = (1, 8)),
             ("by hour", |found| found.hours.values_mut().for_each(|count| *count += 1)),
             ("in all", |found| found.totals.values_mut().for_each(|count| *count += 1)),
+            ("a recount gives", |found| found.hour_users.values_mut().for_each(|users| *users = Some(1))),
+            ("too far from", |found| found.total_users.values_mut().for_each(|users| *users = Some(9))),
+            ("has users", |found| found.total_users.extend([("n9".to_owned(), Some(1))])),
             ("the counts are at", |found| found.view.applied_to = 4),
             ("the live counters", |found| found.counters = None),
             ("the live counters", |found| found.epoch_is_current = false),

@@ -19,10 +19,16 @@ use super::schedule::CLIENTS;
 const BATCH_EVENTS: usize = 40;
 const BATCH_AGE: Duration = Duration::from_millis(30);
 
-/// Names of the events, and hours they lie in: the counts have more than one row.
-const NAMES: u64 = 5;
+/// Hours that the events lie in.
 const HOURS: u64 = 3;
 const HOUR_MS: i64 = 3_600_000;
+
+/// Of so many events in a row this many have the first of the names, and nearly each a user of its own: in every second
+/// schedule there are more than a sketch counts one by one. The other names have few users, and some events without one.
+const ROUND: u64 = 20;
+const OF_FIRST_NAME: u64 = 16;
+const SECOND_EVENT_EVERY: u64 = 16;
+const USERS: u64 = 7;
 
 /// Of the second client's events every so many-th has the id of one of the first's: it is stored once all the same.
 const SHARED_EVERY: u64 = 10;
@@ -30,11 +36,35 @@ const SHARED_EVERY: u64 = 10;
 /// How long one flush may take; while a broker is away the next one goes on.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What an event is called and where it lies in time.
+/// What an event is called, where it lies in time, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sent {
     pub(super) name: String,
     pub(super) time_ms: i64,
+    pub(super) user: Option<String>,
+}
+
+impl Sent {
+    /// The event of a client with a number, which is the same whoever sends it.
+    fn draw(owner: usize, number: u64, began_ms: i64) -> Self {
+        let name = (number % ROUND).saturating_sub(OF_FIRST_NAME - 1);
+        let user = match name {
+            0 => Some(format!("{owner}-{}", number - number / SECOND_EVENT_EVERY)),
+            _ => Some(number / ROUND % (USERS + 1))
+                .filter(|user| *user < USERS)
+                .map(|user| format!("user-{user}")),
+        };
+        let hours = i64::try_from(number % HOURS).unwrap_or(0);
+        Self { name: format!("torture-{name}"), time_ms: began_ms - hours * HOUR_MS, user }
+    }
+
+    fn event(&self) -> Event {
+        let event = Event::new(self.name.clone()).time_ms(self.time_ms);
+        match &self.user {
+            Some(user) => event.user(user.clone()),
+            None => event,
+        }
+    }
 }
 
 /// The applications.
@@ -124,12 +154,9 @@ impl Clients {
         let number = client.captured;
         client.captured += 1;
         let shared = place > 0 && number.is_multiple_of(SHARED_EVERY) && number < first_has;
-        let id = format!("{}-{number}", if shared { 0 } else { place });
-        let hours = i64::try_from(number % HOURS).unwrap_or(0);
-        let sent =
-            Sent { name: format!("torture-{}", number % NAMES), time_ms: self.began_ms - hours * HOUR_MS };
-        let event = Event::new(sent.name.clone()).id(id.clone()).time_ms(sent.time_ms);
-        client.bucket.capture(event.user(format!("user-{}", number % 7)).prop("number", number));
+        let owner = if shared { 0 } else { place };
+        let (id, sent) = (format!("{owner}-{number}"), Sent::draw(owner, number, self.began_ms));
+        client.bucket.capture(sent.event().id(id.clone()).prop("number", number));
         self.sent.insert(id, sent);
     }
 

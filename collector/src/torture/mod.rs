@@ -42,7 +42,7 @@ use uuid::Uuid;
 use crate::app::{self, FIRST_ACCOUNT};
 use crate::config::{Config, Flags};
 use crate::project::ProjectId;
-use crate::query;
+use crate::query::{self, Reader};
 use crate::store::NewProject;
 
 use check::Complaints;
@@ -104,7 +104,8 @@ impl Torture {
         let world = world.map_err(while_doing("start the processes"))?;
         let resender = Resender::new().map_err(while_doing("make a client"))?;
         let means = Means { bus: bus.clone(), cache: cache.clone(), resender: Arc::new(resender) };
-        Ok(Self { world, means, servers: Servers { store, bus, cache } })
+        let reader = Reader::new(store.clone(), cache.clone());
+        Ok(Self { world, means, servers: Servers { store, bus, cache, reader } })
     }
 
     /// Runs the schedule of a seed and judges what it left.

@@ -5,6 +5,7 @@ use eventbucket_protocol::Timestamp;
 use crate::bus::Bus;
 use crate::cache::Cache;
 use crate::project::ProjectId;
+use crate::query::{self, Reader};
 use crate::store::{CountRow, CountsBy, CountsQuery, Error, EventFilter, EventOrder, Store, StoredEvent};
 
 use super::check::{Found, Logged};
@@ -18,6 +19,8 @@ pub(super) struct Servers {
     pub(super) store: Store,
     pub(super) bus: Bus,
     pub(super) cache: Cache,
+    /// What the API answers from.
+    pub(super) reader: Reader,
 }
 
 impl Servers {
@@ -28,6 +31,8 @@ impl Servers {
         let log = self.log(project).await.map_err(said)?;
         let hours = self.counts(project, CountsBy::Hour).await.map_err(said)?;
         let totals = self.counts(project, CountsBy::Total).await.map_err(said)?;
+        let hour_users = self.users(project, CountsBy::Hour).await?;
+        let total_users = self.users(project, CountsBy::Total).await?;
         let counters = self.cache.counters(project).await;
         Ok(Found {
             log,
@@ -39,6 +44,11 @@ impl Servers {
                 .map(|row| ((row.name, row.start.map_or(0, Timestamp::ms)), row.count))
                 .collect(),
             totals: totals.into_iter().map(|row| (row.name, row.count)).collect(),
+            hour_users: hour_users
+                .into_iter()
+                .map(|row| ((row.name, row.hour.map_or(0, Timestamp::ms)), row.users))
+                .collect(),
+            total_users: total_users.into_iter().map(|row| (row.name, row.users)).collect(),
             epoch_is_current: counters.as_ref().is_some_and(|live| live.epoch == self.store.epoch()),
             counters,
             dead_letters: self.dead_letters().await?,
@@ -61,6 +71,13 @@ impl Servers {
         self.store.counts(project, CountsQuery { by, ..CountsQuery::default() }).await
     }
 
+    /// Different users as the API tells them.
+    async fn users(&self, project: ProjectId, by: CountsBy) -> Result<Vec<query::CountRow>, String> {
+        let query = CountsQuery { by, users: true, ..CountsQuery::default() };
+        let counts = self.reader.counts(project, query).await;
+        counts.map(|counts| counts.rows).map_err(|error| format!("the users can't be read: {error}"))
+    }
+
     async fn dead_letters(&self) -> Result<usize, String> {
         let said = |error: crate::bus::Error| format!("the dead letters can't be read: {error}");
         let Some(mut letters) = self.bus.dead_letters().await.map_err(said)? else { return Ok(0) };
@@ -74,6 +91,6 @@ impl Servers {
 }
 
 fn logged(stored: StoredEvent) -> Logged {
-    let event = Sent { name: stored.event.name, time_ms: stored.event.time.ms() };
+    let event = Sent { name: stored.event.name, time_ms: stored.event.time.ms(), user: stored.event.user };
     Logged { position: stored.position, id: stored.event.id.to_string(), event }
 }

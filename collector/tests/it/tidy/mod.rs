@@ -38,7 +38,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("shutdown", &[]),
     ("telemetry", &["config"]),
-    ("torture", &["app", "config", "project", "query", "store", "bus", "cache", "ingest"]),
+    ("torture", &["app", "config", "project", "query", "store", "bus", "cache", "ingest", "insight"]),
 ];
 
 /// Modules that nothing is built on, and who alone may name them.
