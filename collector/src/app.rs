@@ -233,12 +233,10 @@ fn health(config: &Config) -> Result<Health, Error> {
 }
 
 fn limits(config: &Config) -> cache::Limits {
-    /// The burst where none is told: what a rate allows in ten seconds, so that a client that was away may catch up.
-    const BURST_S: u64 = 10;
     let LimitsConfig { events_per_s, burst, events_per_day, events_per_month } = config.edge.limits;
     let rate = events_per_s.map(|events_per_s| {
-        let burst = burst.unwrap_or(events_per_s.saturating_mul(BURST_S));
-        cache::RateLimit { events_per_s, burst }
+        let usual = cache::RateLimit::new(events_per_s);
+        cache::RateLimit { burst: burst.unwrap_or(usual.burst), ..usual }
     });
     cache::Limits { rate, quota: cache::Quota { per_day: events_per_day, per_month: events_per_month } }
 }

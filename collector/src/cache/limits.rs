@@ -4,6 +4,11 @@ use jiff::civil::Date;
 use jiff::tz::Offset;
 use jiff::{Timestamp, ToSpan};
 
+use crate::project::{OwnLimit, OwnLimits};
+
+/// The burst where none is told: what a rate allows in ten seconds, so that a client that was away may catch up.
+const BURST_S: u64 = 10;
+
 /// How fast a project may send, over all edges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
@@ -11,6 +16,14 @@ pub struct RateLimit {
     pub events_per_s: u64,
     /// Events that may come at once. A batch of more passes when the bucket is full, and is paid back before the next.
     pub burst: u64,
+}
+
+impl RateLimit {
+    /// A rate with the burst it has where none is told: ten seconds' worth.
+    #[must_use]
+    pub fn new(events_per_s: u64) -> Self {
+        Self { events_per_s, burst: events_per_s.saturating_mul(BURST_S) }
+    }
 }
 
 /// How much a project may send per calendar day and month, UTC.
@@ -36,6 +49,22 @@ impl Limits {
     #[must_use]
     pub fn none(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// What holds for a project: what it has of its own, and the rest of these.
+    #[must_use]
+    pub fn for_project(&self, own: OwnLimits) -> Self {
+        let rate = match own.events_per_s {
+            OwnLimit::Default => self.rate,
+            OwnLimit::None => None,
+            OwnLimit::Events(events) => Some(RateLimit::new(events.get())),
+        };
+        let per_day = match own.events_per_day {
+            OwnLimit::Default => self.quota.per_day,
+            OwnLimit::None => None,
+            OwnLimit::Events(events) => Some(events.get()),
+        };
+        Self { rate, quota: Quota { per_day, ..self.quota } }
     }
 
     /// What one of several edges grants while they can't agree. Quotas are not enforced then.

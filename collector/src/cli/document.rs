@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::project::{KeyKind, Project, ProjectId};
+use crate::project::{KeyKind, OwnLimits, Project, ProjectId};
 use crate::query::audit::Audit;
 use crate::query::{Counts, EventShape, EventsPage, LetterShape};
 use crate::store::{NewProject, StoredEvent};
@@ -93,6 +93,13 @@ pub(super) struct NewKeyDocument {
     pub project_id: ProjectId,
     pub kind: KeyKind,
     pub key: String,
+}
+
+/// What a project may send from now on, where that is its own.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct LimitsDocument {
+    pub project_id: ProjectId,
+    pub limits: OwnLimits,
 }
 
 /// What an audit found.

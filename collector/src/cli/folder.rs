@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::app::{self, Servers};
-use crate::project::{KeyKind, Project};
-use crate::query::{self, EventsQuery, Order, Reader, RotatedKey};
+use crate::project::{KeyKind, LimitsChange, Project, ProjectId};
+use crate::query::{self, ChangedLimits, EventsQuery, Order, Reader, RotatedKey};
 use crate::store::{self, CountsQuery, EventFilter, Store};
 
 use super::document::{
-    AuditDocument, CountsDocument, EventDocument, EventsDocument, NewKeyDocument, NewProjectDocument,
-    RebuildDocument,
+    AuditDocument, CountsDocument, EventDocument, EventsDocument, LimitsDocument, NewKeyDocument,
+    NewProjectDocument, RebuildDocument,
 };
 use super::failure::{Failure, note};
 use super::source::{OnEvent, OnProgress, Purpose};
@@ -79,17 +79,33 @@ impl Folder {
         let project = self.project_named(name).await?;
         let made = self.reader.rotate_key(project.id, kind, browser).await;
         let RotatedKey { key, told } = made.map_err(|error| Failure::new("rotate the key", error))?;
-        let unheard = match self.tells {
-            Tells::Everybody if told => None,
-            Tells::Everybody => Some("Redis couldn't be told: it may work for up to a minute"),
-            Tells::Nobody => Some(
-                "collectors that share a Redis may take it for up to a minute, unless --cache-url names it",
-            ),
-        };
-        if let Some(unheard) = unheard {
-            note(&format!("the old key is revoked; {unheard}"));
-        }
+        self.note_unheard(told, "the old key is revoked", "take it");
         Ok(NewKeyDocument { project_id: project.id, kind, key: key.text })
+    }
+
+    pub(super) async fn set_limits(
+        &self,
+        project: ProjectId,
+        change: LimitsChange,
+    ) -> Result<LimitsDocument, Failure> {
+        let changed = self.reader.set_limits(project, change).await;
+        let ChangedLimits { limits, told } =
+            changed.map_err(|error| Failure::new("change the limits", error))?;
+        self.note_unheard(told, "the limits are changed", "go by the old ones");
+        Ok(LimitsDocument { project_id: project, limits })
+    }
+
+    /// Says whom a change has not reached, and what they may do for a while.
+    fn note_unheard(&self, told: bool, done: &str, may: &str) {
+        match self.tells {
+            Tells::Everybody if told => {}
+            Tells::Everybody => {
+                note(&format!("{done}; Redis couldn't be told: collectors may {may} for up to a minute"));
+            }
+            Tells::Nobody => note(&format!(
+                "{done}; collectors that share a Redis may {may} for up to a minute, unless --cache-url names it"
+            )),
+        }
     }
 
     pub(super) async fn events(&self, query: EventsQuery) -> Result<EventsDocument, Failure> {

@@ -6,7 +6,7 @@ mod serve;
 /// What a start prints: where the page is, the keys, lines to paste.
 mod welcome;
 
-/// Projects and their keys.
+/// Projects, their keys and limits.
 mod project;
 
 /// Reading events and following them.
@@ -92,7 +92,7 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Print a commented configuration file with every key at its default
     Config,
-    /// Make and list projects, renew their keys
+    /// Make and list projects, renew their keys, set their limits
     #[command(subcommand)]
     Project(project::ProjectCommand),
     /// Read events and watch them arrive

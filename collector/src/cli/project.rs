@@ -1,13 +1,13 @@
-//! Projects and their keys.
+//! Projects, their keys and limits.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::project::KeyKind;
+use crate::project::{KeyKind, LimitsChange, OwnLimit, Project};
 
 use super::Access;
-use super::document::ProjectsDocument;
+use super::document::{LimitsDocument, ProjectsDocument};
 use super::failure::Failure;
 use super::output::{Column, Output, Paint, grouped, printable};
 use super::source::{Purpose, Source};
@@ -20,6 +20,8 @@ pub(super) enum ProjectCommand {
     List(ListArgs),
     /// Replace a project's write key or secret key by a new one, which is shown this once
     RotateKey(RotateKeyArgs),
+    /// Change what one project may send, or show it
+    Limits(LimitsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -36,10 +38,14 @@ pub(super) struct CreateArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "On a pipe each line holds: project id, name, events, created; between tabs.\n\n\
+#[command(
+    after_help = "On a pipe each line holds: project id, name, events, created, events a second, events a day; \
+    between tabs. The last two are the project's own limits: a number, none, or default, which is what the configuration \
+    sets for all.\n\n\
     Examples:\n  \
     eventbucket project list\n  \
-    eventbucket project list --data /var/lib/eventbucket --json")]
+    eventbucket project list --data /var/lib/eventbucket --json"
+)]
 pub(super) struct ListArgs {
     #[command(flatten)]
     access: Access,
@@ -65,6 +71,32 @@ pub(super) struct RotateKeyArgs {
     access: Access,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A limit is a number of events, `none`, or `default`, which is what `[limits]` of the configuration \
+    sets for all projects. What isn't named stays. Every edge goes by it within two seconds.\n\
+    On a pipe: project id, name, events a second, events a day; between tabs.\n\n\
+    Examples:\n  \
+    eventbucket project limits 7 --rate 500 --quota 10000000\n  \
+    eventbucket project limits shop --rate none            no rate, whatever the configuration says\n  \
+    eventbucket project limits shop --quota default\n  \
+    eventbucket project limits shop                        shows them\n  \
+    eventbucket project limits shop --rate 500 --store-url postgres://db/log --cache-url redis://cache"
+)]
+pub(super) struct LimitsArgs {
+    /// The project's id, or its name
+    #[arg(value_name = "ID")]
+    project: String,
+    /// Events a second over all edges; ten seconds' worth may come at once
+    #[arg(long, value_name = "N|default|none")]
+    rate: Option<OwnLimit>,
+    /// Events a day, by UTC
+    #[arg(long, value_name = "N|default|none")]
+    quota: Option<OwnLimit>,
+    #[command(flatten)]
+    access: Access,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Kind {
     /// May send events and nothing else
@@ -78,6 +110,7 @@ pub(super) async fn run(command: ProjectCommand) -> Result<ExitCode, Failure> {
         ProjectCommand::Create(args) => create(args).await,
         ProjectCommand::List(args) => list(args).await,
         ProjectCommand::RotateKey(args) => rotate_key(args).await,
+        ProjectCommand::Limits(args) => limits(args).await,
     }?;
     Ok(ExitCode::SUCCESS)
 }
@@ -113,10 +146,19 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
     let figure = |count: u64| if output.is_terminal() { grouped(count) } else { count.to_string() };
     let rows: Vec<Vec<String>> = projects
         .into_iter()
-        .map(|project| vec![project.id.to_string(), project.name, figure(project.events), project.created])
+        .map(|project| {
+            let [rate, quota] = shown(&output, &project);
+            vec![project.id.to_string(), project.name, figure(project.events), project.created, rate, quota]
+        })
         .collect();
-    let columns =
-        [Column::Figure("id"), Column::Text("name"), Column::Figure("events"), Column::Text("created")];
+    let columns = [
+        Column::Figure("id"),
+        Column::Text("name"),
+        Column::Figure("events"),
+        Column::Text("created"),
+        Column::Figure("rate"),
+        Column::Figure("quota"),
+    ];
     output.table(&columns, &rows)
 }
 
@@ -141,4 +183,41 @@ async fn rotate_key(args: RotateKeyArgs) -> Result<(), Failure> {
     }
     let hint = output.paint(Paint::Faint, "The key is stored hashed and can't be shown again.");
     output.once(&format!("{key}\n{hint}\n"))
+}
+
+async fn limits(args: LimitsArgs) -> Result<(), Failure> {
+    let output = Output::new(args.access.json);
+    let change = LimitsChange { events_per_s: args.rate, events_per_day: args.quota };
+    let shows = change == LimitsChange::default();
+    let purpose = if shows { Purpose::Look } else { Purpose::Manage };
+    let source = Source::open(&args.access, None, purpose).await?;
+    let mut project = meant(source.projects().await?, &args.project)?;
+    if !shows {
+        project.limits = source.set_limits(project.id, change).await?.limits;
+    }
+    if output.is_json() {
+        return output.document(&LimitsDocument { project_id: project.id, limits: project.limits });
+    }
+    let [rate, quota] = shown(&output, &project);
+    let columns =
+        [Column::Figure("id"), Column::Text("name"), Column::Figure("rate"), Column::Figure("quota")];
+    output.table(&columns, &[vec![project.id.to_string(), project.name, rate, quota]])
+}
+
+/// Finds a project by its id, else by its name.
+fn meant(mut projects: Vec<Project>, text: &str) -> Result<Project, Failure> {
+    let by_id = projects.iter().position(|project| project.id.to_string() == text);
+    let found = by_id.or_else(|| projects.iter().position(|project| project.name == text));
+    found.map(|at| projects.swap_remove(at)).ok_or_else(|| {
+        Failure::because("find the project", format!("there is none with the id or the name {text:?}"))
+            .remedy("`eventbucket project list` shows those there are")
+    })
+}
+
+/// Both limits as a person or a program reads them.
+fn shown(output: &Output, project: &Project) -> [String; 2] {
+    [project.limits.events_per_s, project.limits.events_per_day].map(|limit| match limit {
+        OwnLimit::Events(events) if output.is_terminal() => grouped(events.get()),
+        limit => limit.to_string(),
+    })
 }

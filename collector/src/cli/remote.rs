@@ -10,14 +10,14 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::config::KEY_VARIABLE;
-use crate::project::{KeyKind, Project};
+use crate::project::{KeyKind, LimitsChange, Project, ProjectId};
 use crate::query::{EventsQuery, LIMIT_MAX, LetterDeed, LetterShape, Order};
 use crate::store::{CountsBy, CountsQuery, EventFilter};
 
 use super::certificates;
 use super::document::{
-    AuditDocument, CountsDocument, EventDocument, EventsDocument, LettersDocument, NewKeyDocument,
-    NewProjectDocument, ProjectsDocument, RebuildDocument,
+    AuditDocument, CountsDocument, EventDocument, EventsDocument, LettersDocument, LimitsDocument,
+    NewKeyDocument, NewProjectDocument, ProjectsDocument, RebuildDocument,
 };
 use super::failure::Failure;
 use super::follow;
@@ -88,6 +88,15 @@ impl Remote {
         let request = self.request(Method::POST, &["projects", &id, "keys", "rotate"], &[]);
         let request = request.json(&json!({ "kind": kind, "browser": browser }));
         self.document("rotate the key", self.brief(request)).await
+    }
+
+    pub(super) async fn set_limits(
+        &self,
+        project: ProjectId,
+        change: LimitsChange,
+    ) -> Result<LimitsDocument, Failure> {
+        let request = self.request(Method::PATCH, &["projects", &project.to_string(), "limits"], &[]);
+        self.document("change the limits", self.brief(request.json(&change))).await
     }
 
     pub(super) async fn events(&self, query: EventsQuery) -> Result<EventsDocument, Failure> {

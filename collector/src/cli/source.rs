@@ -9,14 +9,14 @@ use crate::config::{
     CACHE_URL_VARIABLE, CONFIG_VARIABLE, DATA_DEFAULT, DATA_VARIABLE, Flags, KEY_VARIABLE, NamedServers,
     STORE_URL_VARIABLE, URL_VARIABLE, check_parameters,
 };
-use crate::project::{KeyKind, Project};
+use crate::project::{KeyKind, LimitsChange, Project, ProjectId};
 use crate::query::EventsQuery;
 use crate::store::{CountsQuery, EventFilter};
 
 use super::Access;
 use super::document::{
-    AuditDocument, CountsDocument, EventDocument, EventsDocument, NewKeyDocument, NewProjectDocument,
-    RebuildDocument,
+    AuditDocument, CountsDocument, EventDocument, EventsDocument, LimitsDocument, NewKeyDocument,
+    NewProjectDocument, RebuildDocument,
 };
 use super::failure::Failure;
 use super::folder::Folder;
@@ -119,6 +119,18 @@ impl Source {
         match self {
             Self::Folder(folder) => folder.rotate_key(name, kind, browser).await,
             Self::Remote(remote) => remote.rotate_key(name, kind, browser).await,
+        }
+    }
+
+    /// Changes what a project may send.
+    pub(super) async fn set_limits(
+        &self,
+        project: ProjectId,
+        change: LimitsChange,
+    ) -> Result<LimitsDocument, Failure> {
+        match self {
+            Self::Folder(folder) => folder.set_limits(project, change).await,
+            Self::Remote(remote) => remote.set_limits(project, change).await,
         }
     }
 

@@ -181,7 +181,7 @@ fn quoted(path: &str) -> String {
 mod tests {
     use super::*;
     use crate::config::Flags;
-    use crate::project::{KeyKind, NewKey, Project, ProjectId};
+    use crate::project::{KeyKind, NewKey, OwnLimits, Project, ProjectId};
 
     fn config(data: &str, file: Option<&Path>, store_url: &str) -> Config {
         let flags = Flags {
@@ -212,7 +212,13 @@ mod tests {
 
     fn welcome(new: bool) -> Welcome {
         let new = new.then(|| NewProject {
-            project: Project { id: ProjectId(1), name: "default".into(), created: String::new(), events: 0 },
+            project: Project {
+                id: ProjectId(1),
+                name: "default".into(),
+                created: String::new(),
+                events: 0,
+                limits: OwnLimits::default(),
+            },
             write_key: NewKey { text: "eb_write_x".into(), kind: KeyKind::Write },
             secret_key: NewKey { text: "eb_secret_y".into(), kind: KeyKind::Secret },
         });

@@ -47,7 +47,7 @@ async fn batch(edge: &State, grant: Grant, head: &Parts, body: &mut Body) -> Res
         Ok(ingest::validate(grant.project, codec::decode(bytes, format)?, arrival))
     })
     .await?;
-    let admitted = edge.ingest.admit(grant.project, &valid).await?;
+    let admitted = edge.ingest.admit(grant.limits, &valid).await?;
     let outcome = edge.ingest.publish_admitted(valid, &admitted).await?;
     Ok(reply::with_limit(reply::batch(outcome), admitted.closest))
 }

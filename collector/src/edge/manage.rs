@@ -1,6 +1,6 @@
-//! Projects, keys, audit and rebuild. A secret key lists and makes projects of its account: their names and how many events
-//! each has are what the account's owner manages by. What a project holds stays its own, so a secret key replaces the keys of
-//! its own project alone: with another's it could read them.
+//! Projects, keys, limits, audit and rebuild. A secret key lists and makes projects of its account: their names, limits and how
+//! many events each has are what the account's owner manages by. What a project holds stays its own, so a secret key replaces
+//! the keys of its own project alone: with another's it could read them. Its limits too: it could stop another.
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -16,8 +16,8 @@ use tokio::sync::SemaphorePermit;
 use super::limits::DOCUMENT_BYTES_MAX;
 use super::problem::{Cause, Refusal};
 use super::{State, body, decode, key, reply};
-use crate::project::{KeyKind, Project, ProjectId};
-use crate::query::{self, Node, RotatedKey};
+use crate::project::{Grant, KeyKind, LimitsChange, OwnLimits, Project, ProjectId};
+use crate::query::{self, ChangedLimits, Node, RotatedKey};
 
 /// When to ask again while another audit or rebuild runs.
 const LONG_WORK_RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
@@ -137,12 +137,7 @@ pub(super) async fn rotate_key(
     let (head, mut body) = request.into_parts();
     let answer = async {
         let grant = key::reader(&edge, &head.headers).await?;
-        let asked = project.ok().map(|Path(id)| ProjectId(id));
-        if asked != Some(grant.project) {
-            let detail =
-                format!("a secret key replaces keys of its own project alone, which is {}", grant.project);
-            return Err(Refusal::new(Cause::NotFound, detail));
-        }
+        require_own(grant, project, "replaces keys")?;
         let RotateKey { kind, browser } = document(&edge, &head, &mut body).await?;
         if browser == Some(true) && kind == KeyKind::Secret {
             let detail =
@@ -157,6 +152,41 @@ pub(super) async fn rotate_key(
         Ok(reply::json(StatusCode::CREATED, &document))
     };
     answered(answer.await, &head, body).await
+}
+
+/// What a project may send where that is its own.
+#[derive(Serialize)]
+struct LimitsDocument {
+    project_id: ProjectId,
+    limits: OwnLimits,
+}
+
+/// `PATCH /v1/projects/{id}/limits`
+pub(super) async fn set_limits(
+    extract::State(edge): extract::State<State>,
+    project: Result<Path<u32>, PathRejection>,
+    request: Request,
+) -> Response {
+    let (head, mut body) = request.into_parts();
+    let answer = async {
+        let grant = key::reader(&edge, &head.headers).await?;
+        require_own(grant, project, "changes limits")?;
+        let change: LimitsChange = document(&edge, &head, &mut body).await?;
+        let ChangedLimits { limits, told } = edge.query.set_limits(grant.project, change).await?;
+        if !told {
+            tracing::warn!(project = %grant.project, "Redis couldn't be told of new limits: others may know the old ones for a minute");
+        }
+        Ok(reply::json(StatusCode::OK, &LimitsDocument { project_id: grant.project, limits }))
+    };
+    answered(answer.await, &head, body).await
+}
+
+fn require_own(grant: Grant, project: Result<Path<u32>, PathRejection>, does: &str) -> Result<(), Refusal> {
+    if project.is_ok_and(|Path(id)| ProjectId(id) == grant.project) {
+        return Ok(());
+    }
+    let detail = format!("a secret key {does} of its own project alone, which is {}", grant.project);
+    Err(Refusal::new(Cause::NotFound, detail))
 }
 
 /// `GET /v1/audit`

@@ -30,7 +30,7 @@ mod read;
 /// The live tail.
 mod tail;
 
-/// Projects, keys, audit and rebuild.
+/// Projects, keys, limits, audit and rebuild.
 mod manage;
 
 /// Dead letters.
@@ -60,7 +60,7 @@ mod tls;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, get, patch, post};
 use eventbucket_protocol::{EVENTS_PATH, NODES_PATH};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -145,6 +145,7 @@ fn reading() -> Router<State> {
         .route("/v1/counts", get(read::counts))
         .route("/v1/projects", get(manage::projects).post(manage::create_project))
         .route("/v1/projects/{id}/keys/rotate", post(manage::rotate_key))
+        .route("/v1/projects/{id}/limits", patch(manage::set_limits))
         .route("/v1/dead-letters", get(dead_letters::list))
         .route("/v1/dead-letters/{id}", get(dead_letters::show).delete(dead_letters::discard))
         .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::{Error, Ingest, Valid};
 use crate::cache::{Bound, Left, Taken};
-use crate::project::ProjectId;
+use crate::project::{OwnLimits, ProjectId};
 
 /// What a project may still send after a batch, where it is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,18 +14,21 @@ pub struct Admitted {
 }
 
 impl Ingest {
-    /// Takes the events of a batch out of the project's limits, all of them or none.
+    /// Takes the events of a batch out of its project's limits, all of them or none. What the project has of its `own`
+    /// stands in place of what holds for all.
     ///
     /// # Errors
     /// [`Error::Limited`] with when to send again; where there are limits, what is wrong with the bus.
-    pub async fn admit(&self, project: ProjectId, valid: &Valid) -> Result<Admitted, Error> {
-        if self.limits.none() {
+    pub async fn admit(&self, own: OwnLimits, valid: &Valid) -> Result<Admitted, Error> {
+        let limits = self.limits.for_project(own);
+        if limits.none() {
             return Ok(Admitted { closest: None, taken: None });
         }
         // What can't be published would be taken only to be given back.
         self.bus.serving()?;
+        let project = valid.batch.project;
         let events = (valid.batch.events.len() + valid.refused.len()) as u64;
-        let taken = self.cache.take(project, events, &self.limits).await;
+        let taken = self.cache.take(project, events, &limits).await;
         if taken.recount {
             self.recounts.want(project);
         }

@@ -52,7 +52,7 @@ impl Ingest {
         Self { bus, store, cache, limits: Limits::default(), recounts: Arc::default() }
     }
 
-    /// Bounds what each project may send. For quotas [`Ingest::recount_quotas`] has to run too.
+    /// Bounds what each project may send that has no limits of its own. For quotas [`Ingest::recount_quotas`] has to run too.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }

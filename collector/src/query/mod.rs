@@ -47,7 +47,7 @@ pub use cursor::Cursor;
 pub use dead_letters::{LetterDeed, LetterShape, LettersPage, WholeLetterShape};
 pub use error::Error;
 pub use events::{EventsPage, EventsQuery, LIMIT_DEFAULT, LIMIT_MAX, Order};
-pub use projects::RotatedKey;
+pub use projects::{ChangedLimits, RotatedKey};
 pub use shape::EventShape;
 pub use tail::Tail;
 

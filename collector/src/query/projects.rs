@@ -1,6 +1,6 @@
 use super::audit::{Audit, audit};
 use super::{Error, Reader};
-use crate::project::{AccountId, KeyKind, NewKey, Project, ProjectId};
+use crate::project::{AccountId, KeyKind, LimitsChange, NewKey, OwnLimits, Project, ProjectId};
 use crate::store::{NewProject, ViewState};
 
 /// A key that was made in the place of others.
@@ -10,6 +10,15 @@ pub struct RotatedKey {
     pub key: NewKey,
     /// Whether all processes know that the old ones are revoked. `false` when Redis couldn't be told: then others may
     /// believe them for up to a minute.
+    pub told: bool,
+}
+
+/// What a project may send from now on.
+#[derive(Debug)]
+pub struct ChangedLimits {
+    /// Its limits.
+    pub limits: OwnLimits,
+    /// Whether all processes know; `false` as in [`RotatedKey`].
     pub told: bool,
 }
 
@@ -46,6 +55,17 @@ impl Reader {
         let key = self.store.rotate_key(project, kind, browser).await?;
         let told = self.cache.forget_keys().await;
         Ok(RotatedKey { key, told })
+    }
+
+    /// Changes what a project may send: at once in this process, within a second in others. What a process knows of limits it
+    /// knows from its keys.
+    ///
+    /// # Errors
+    /// When there is no such project, or the store can't be written.
+    pub async fn set_limits(&self, project: ProjectId, change: LimitsChange) -> Result<ChangedLimits, Error> {
+        let limits = self.store.set_limits(project, change).await?;
+        let told = self.cache.forget_keys().await;
+        Ok(ChangedLimits { limits, told })
     }
 
     /// Computes the counts of a project again from its log, beside the live ones, and switches over.

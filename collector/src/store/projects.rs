@@ -1,8 +1,11 @@
+use std::num::NonZeroU64;
 use std::time::SystemTime;
 
 use eventbucket_protocol::Timestamp;
 
-use crate::project::{AccountId, KeyHash, KeyKind, NewKey, Project, ProjectId, Standing};
+use crate::project::{
+    AccountId, KeyHash, KeyKind, LimitsChange, NewKey, OwnLimit, OwnLimits, Project, ProjectId, Standing,
+};
 
 use super::{Backend, Error, Store};
 
@@ -99,6 +102,17 @@ impl Store {
         }
     }
 
+    /// Changes what a project may send, and returns what it may from now on.
+    ///
+    /// # Errors
+    /// [`Error::UnknownProject`].
+    pub async fn set_limits(&self, project: ProjectId, change: LimitsChange) -> Result<OwnLimits, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.set_limits(project, change).await,
+            Backend::Postgres(postgres) => postgres.set_limits(project, change).await,
+        }
+    }
+
     /// Finds what a key is worth.
     ///
     /// # Errors
@@ -136,6 +150,21 @@ pub(super) fn new_key(kind: KeyKind) -> Result<NewKey, Error> {
     getrandom::fill(&mut random)
         .map_err(|error| Error::unavailable(format!("the system gives no random bytes: {error}")))?;
     Ok(NewKey::from_random(kind, &random))
+}
+
+/// A limit as the database keeps it: NULL for the configuration's, 0 for none.
+pub(super) fn limit_number(limit: OwnLimit) -> Option<i64> {
+    match limit {
+        OwnLimit::Default => None,
+        OwnLimit::None => Some(0),
+        OwnLimit::Events(events) => Some(i64::try_from(events.get()).unwrap_or(i64::MAX)),
+    }
+}
+
+/// Reads it back. A number that was never written stands for the configuration's.
+pub(super) fn limit_of(number: Option<i64>) -> OwnLimit {
+    let Some(number) = number.and_then(|number| u64::try_from(number).ok()) else { return OwnLimit::Default };
+    NonZeroU64::new(number).map_or(OwnLimit::None, OwnLimit::Events)
 }
 
 /// The word for a kind in the database.

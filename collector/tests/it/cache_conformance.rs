@@ -7,7 +7,7 @@ use eventbucket_collector::cache::{
     Asked, Bound, COUNTER_NAMES_MAX, Cache, Counters, CountersState, Limits, Node, NotLocked, Quota,
     RateLimit, Recalled, RedisOptions, TAIL_BYTES_MAX, Tail, TailReceiver,
 };
-use eventbucket_collector::project::{AccountId, Grant, KeyHash, KeyKind, ProjectId, Standing};
+use eventbucket_collector::project::{AccountId, Grant, KeyHash, KeyKind, OwnLimits, ProjectId, Standing};
 use eventbucket_collector::store::{Applied, CountTotals, ViewState};
 use eventbucket_servers::Redis;
 use uuid::Uuid;
@@ -28,7 +28,13 @@ async fn each() -> [(&'static str, Cache, Option<Redis>); 2] {
 }
 
 fn valid(project: ProjectId) -> Standing {
-    Standing::Valid(Grant { account: AccountId(9), project, kind: KeyKind::Write, browser: true })
+    Standing::Valid(Grant {
+        account: AccountId(9),
+        project,
+        kind: KeyKind::Write,
+        browser: true,
+        limits: OwnLimits::default(),
+    })
 }
 
 pub(crate) async fn ask(cache: &Cache, hash: &KeyHash) -> Asked {
@@ -359,6 +365,26 @@ async fn a_rate_that_is_set_later_asks_nothing_back_for_what_a_quota_let_pass() 
         let rate = Some(RateLimit { events_per_s: 10, burst: 50 });
         let taken = cache.take(SHOP, 20, &Limits { rate, quota }).await;
         assert_eq!((taken.refused, taken.rate.unwrap().remaining), (None, 30), "{backend}");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_that_is_changed_holds_from_the_next_batch_on() {
+    for (backend, cache, _redis) in each().await {
+        let rate = |events_per_s| Limits { rate: Some(RateLimit::new(events_per_s)), ..Limits::default() };
+        let taken = cache.take(SHOP, 10, &rate(1_000)).await;
+        assert_eq!((taken.refused, taken.rate.unwrap().remaining), (None, 9_990), "{backend}");
+        let lowered = cache.take(SHOP, 10, &rate(1)).await;
+        let left = lowered.rate.unwrap();
+        assert_eq!((lowered.refused, left.limit, left.remaining), (None, 10, 0), "{backend}");
+        assert_eq!(cache.take(SHOP, 10, &rate(1)).await.refused, Some(Bound::Rate), "{backend}");
+        let raised = async || cache.take(SHOP, 10, &rate(1_000_000)).await.refused.is_none();
+        eventually("it is raised", raised).await;
+        let quota = Quota { per_day: Some(5), per_month: None };
+        let bounded = cache.take(SHOP, 10, &Limits { rate: None, quota }).await;
+        assert_eq!((bounded.refused, bounded.rate), (Some(Bound::Day), None), "{backend}");
+        let lifted = cache.take(SHOP, 10_000_000, &Limits::default()).await;
+        assert_eq!((lifted.refused, lifted.day), (None, None), "{backend}");
     }
 }
 

@@ -6,7 +6,9 @@ use eventbucket_collector::cache::{
     Away, Bound, Cache, Error, Limits, NODE_TTL, Node, NotLocked, Quota, RateLimit, Recalled, RedisOptions,
     Tail,
 };
-use eventbucket_collector::project::{AccountId, Grant, KeyHash, KeyKind, ProjectId, Standing};
+use eventbucket_collector::project::{
+    AccountId, Grant, KeyHash, KeyKind, OwnLimit, OwnLimits, ProjectId, Standing,
+};
 use eventbucket_collector::store::{Applied, CountTotals, ViewState};
 use eventbucket_servers::Redis;
 use uuid::Uuid;
@@ -17,8 +19,13 @@ use crate::store_fixture::eventually;
 
 const SHOP: ProjectId = ProjectId(1);
 const EPOCH: Uuid = Uuid::from_u128(1);
-const VALID: Standing =
-    Standing::Valid(Grant { account: AccountId(9), project: SHOP, kind: KeyKind::Secret, browser: false });
+const VALID: Standing = Standing::Valid(Grant {
+    account: AccountId(9),
+    project: SHOP,
+    kind: KeyKind::Secret,
+    browser: false,
+    limits: OwnLimits { events_per_s: OwnLimit::None, events_per_day: OwnLimit::Default },
+});
 
 /// The timeout of one question, and what a busy machine adds.
 const ONE_TIMEOUT: Duration = Duration::from_millis(450);

@@ -2,7 +2,9 @@
 
 use std::pin::Pin;
 
-use eventbucket_collector::project::{Grant, KeyHash, KeyKind, ProjectId, Standing};
+use eventbucket_collector::project::{
+    Grant, KeyHash, KeyKind, LimitsChange, OwnLimit, OwnLimits, ProjectId, Standing,
+};
 use eventbucket_collector::query::audit::audit;
 use eventbucket_collector::store::{
     CountRow, CountsBy, CountsQuery, Error, EventFilter, EventOrder, Ledger, Store, ViewState,
@@ -17,7 +19,7 @@ use crate::store_postgres::Database;
 type Rule = fn(Store) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The rules by name; each gets an empty store.
-const RULES: [(&str, Rule); 13] = [
+const RULES: [(&str, Rule); 14] = [
     ("positions are dense and verdicts in order", |s| Box::pin(positions_are_dense(s))),
     ("an id twice in one transaction is stored once", |s| Box::pin(an_id_twice_is_stored_once(s))),
     ("duplicates are flagged when they differ", |s| Box::pin(duplicates_are_flagged(s))),
@@ -28,6 +30,7 @@ const RULES: [(&str, Rule); 13] = [
     ("pages neither skip nor repeat", |s| Box::pin(pages_neither_skip_nor_repeat(s))),
     ("filters find what a scan finds", |s| Box::pin(filters_find_what_a_scan_finds(s))),
     ("keys open their project until rotated", |s| Box::pin(keys_open_their_project(s))),
+    ("a project's own limits come with its keys", |s| Box::pin(limits_come_with_keys(s))),
     ("counts follow the log by name and corrected hour", |s| Box::pin(counts_follow_the_log(s))),
     ("nothing is applied twice", |s| Box::pin(nothing_is_applied_twice(s))),
     ("a rebuild gives the same counts in a new generation", |s| Box::pin(a_rebuild_gives_the_same(s))),
@@ -297,6 +300,38 @@ async fn keys_open_their_project(store: Store) {
         store.rotate_key(ProjectId(9), KeyKind::Write, None).await,
         Err(Error::UnknownProject(ProjectId(9)))
     ));
+}
+
+async fn limits_come_with_keys(store: Store) {
+    let (shop, blog) = (project(&store, "shop").await, project(&store, "blog").await);
+    let (id, usual) = (shop.project.id, OwnLimits::default());
+    assert_eq!((shop.project.limits, valid(&store, &shop.write_key.hash()).await.limits), (usual, usual));
+    let limit = |text: &str| text.parse::<OwnLimit>().unwrap();
+    let mut expected = usual;
+    for (events_per_s, events_per_day) in [
+        (Some("1"), None),
+        (None, Some("1000000000000")),
+        (None, None),
+        (Some("none"), Some("none")),
+        (Some("default"), None),
+    ] {
+        let change =
+            LimitsChange { events_per_s: events_per_s.map(limit), events_per_day: events_per_day.map(limit) };
+        expected = OwnLimits {
+            events_per_s: change.events_per_s.unwrap_or(expected.events_per_s),
+            events_per_day: change.events_per_day.unwrap_or(expected.events_per_day),
+        };
+        assert_eq!(store.set_limits(id, change).await.unwrap(), expected);
+        for key in [&shop.write_key, &shop.secret_key] {
+            assert_eq!(valid(&store, &key.hash()).await.limits, expected);
+        }
+        let listed: Vec<_> = store.projects(None).await.unwrap().iter().map(|one| one.limits).collect();
+        assert_eq!(listed, [expected, usual]);
+    }
+    assert_eq!(expected, OwnLimits { events_per_s: OwnLimit::Default, events_per_day: OwnLimit::None });
+    assert_eq!(valid(&store, &blog.secret_key.hash()).await.limits, usual);
+    let nobody = store.set_limits(ProjectId(9), LimitsChange::default()).await;
+    assert!(matches!(nobody, Err(Error::UnknownProject(ProjectId(9)))), "{nobody:?}");
 }
 
 async fn counts_follow_the_log(store: Store) {

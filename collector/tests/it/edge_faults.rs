@@ -5,7 +5,7 @@ use std::pin::pin;
 use eventbucket_collector::bus::{self, Bus};
 use eventbucket_collector::cache::{Cache, Limits, Quota, Recalled};
 use eventbucket_collector::ingest::{self, Arrival, Ingest, Valid, validate};
-use eventbucket_collector::project::{Grant, KeyHash, KeyKind, ProjectId};
+use eventbucket_collector::project::{Grant, KeyHash, KeyKind, OwnLimits, ProjectId};
 use eventbucket_collector::query::Reader;
 use eventbucket_collector::store::{DATABASE_FILE, NewProject, PostgresOptions, SqliteOptions, Store};
 use eventbucket_protocol::Timestamp;
@@ -35,19 +35,19 @@ async fn a_batch_that_is_not_taken_costs_its_project_nothing() {
     let ingest = Ingest::new(bus.clone(), store, cache).with_limits(limits);
 
     let first = batch(shop, 10);
-    let admitted = ingest.admit(shop, &first).await.unwrap();
+    let admitted = ingest.admit(OwnLimits::default(), &first).await.unwrap();
     let mut waiting = pin!(ingest.publish_admitted(first, &admitted));
     assert!(waiting.as_mut().now_or_never().is_none(), "nobody stores it");
     let second = batch(shop, 20);
-    let admitted = ingest.admit(shop, &second).await.unwrap();
+    let admitted = ingest.admit(OwnLimits::default(), &second).await.unwrap();
     let refused = ingest.publish_admitted(second, &admitted).await.unwrap_err();
     assert!(matches!(refused, ingest::Error::Bus(bus::Error::Full { .. })), "{refused}");
     bus.close();
     let third = batch(shop, 30);
-    let admitted = ingest.admit(shop, &third).await.unwrap();
+    let admitted = ingest.admit(OwnLimits::default(), &third).await.unwrap();
     let refused = ingest.publish_admitted(third, &admitted).await.unwrap_err();
     assert!(matches!(refused, ingest::Error::Bus(bus::Error::Closed)), "{refused}");
-    let left = ingest.admit(shop, &batch(shop, 1)).await.unwrap().closest.unwrap();
+    let left = ingest.admit(OwnLimits::default(), &batch(shop, 1)).await.unwrap().closest.unwrap();
     assert_eq!(left.remaining, 100 - 10 - 1, "the batch that waits, and this one");
 }
 

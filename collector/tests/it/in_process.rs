@@ -265,6 +265,11 @@ impl Running {
         Answer::to(self.client.post(self.url(path)).bearer_auth(&self.secret_key).json(document)).await
     }
 
+    /// Sends a JSON document that changes something, with the secret key.
+    pub(crate) async fn patch(&self, path: &str, document: &Value) -> Answer {
+        Answer::to(self.client.patch(self.url(path)).bearer_auth(&self.secret_key).json(document)).await
+    }
+
     /// How many events the ledger has received.
     pub(crate) async fn received(&self) -> u64 {
         self.store.ledger(Some(self.project)).await.unwrap().received

@@ -33,6 +33,7 @@ mod edge_replies;
 mod foreign_store;
 mod harness;
 mod in_process;
+mod project_limits;
 mod query_dead_letters;
 mod query_events;
 mod query_manage;

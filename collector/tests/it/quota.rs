@@ -7,7 +7,7 @@ use eventbucket_collector::bus::message::ValidBatch;
 use eventbucket_collector::bus::{self, Bus};
 use eventbucket_collector::cache::{Bound, Cache, Limits, Quota};
 use eventbucket_collector::ingest::{Arrival, Error, Ingest, validate};
-use eventbucket_collector::project::ProjectId;
+use eventbucket_collector::project::{OwnLimits, ProjectId};
 use eventbucket_collector::store::Store;
 use eventbucket_protocol::codec::{self, Format};
 use eventbucket_protocol::{BatchId, Timestamp};
@@ -50,7 +50,12 @@ async fn usage_is_counted_by_days_whatever_became_of_the_events() {
         store.close().await.unwrap();
         let store = match &place {
             Place::Sqlite(folder) => {
-                place.change("DROP TABLE usage; PRAGMA user_version = 2").await;
+                place
+                    .change(
+                        "DROP TABLE usage; ALTER TABLE project DROP COLUMN events_per_s;
+                         ALTER TABLE project DROP COLUMN events_per_day; PRAGMA user_version = 2",
+                    )
+                    .await;
                 folder.open()
             }
             Place::Postgres(database) => {
@@ -94,7 +99,7 @@ async fn refused_in_the_end(store: &Store, cache: Cache, shop: ProjectId, per_da
         let raw = codec::decode(br#"[{"name":"tick"}]"#, Format::Json).unwrap();
         let now = Timestamp::from_system(SystemTime::now());
         let valid = validate(shop, raw, Arrival { received: now, sent_at: None });
-        match ingest.admit(shop, &valid).await {
+        match ingest.admit(OwnLimits::default(), &valid).await {
             Ok(_) => {}
             Err(Error::Limited { bound: found, .. }) => bound.set(Some(found)),
             Err(error) => panic!("{error}"),

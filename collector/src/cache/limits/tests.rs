@@ -79,6 +79,27 @@ fn edges_that_cannot_agree_each_grant_their_share() {
     assert_eq!(rate(0, 0).shared_by(3).rate, rate(0, 0).rate);
 }
 
+#[test]
+fn what_is_a_projects_own_stands_in_place_of_what_holds_for_all() {
+    let all = Limits {
+        rate: Some(RateLimit { events_per_s: 5, burst: 7 }),
+        quota: Quota { per_day: Some(100), per_month: Some(1_000) },
+    };
+    let own = |events_per_s: &str, events_per_day: &str| OwnLimits {
+        events_per_s: events_per_s.parse().unwrap(),
+        events_per_day: events_per_day.parse().unwrap(),
+    };
+    assert_eq!(all.for_project(OwnLimits::default()), all);
+    let rate = Some(RateLimit { events_per_s: 20, burst: 200 });
+    assert_eq!(all.for_project(own("20", "default")), Limits { rate, ..all });
+    let quota = Quota { per_day: Some(3), per_month: Some(1_000) };
+    assert_eq!(all.for_project(own("none", "3")), Limits { rate: None, quota });
+    let quota = Quota { per_day: None, per_month: Some(1_000) };
+    assert_eq!(all.for_project(own("default", "none")), Limits { quota, ..all });
+    assert_eq!(Limits::default().for_project(own("20", "default")).rate, rate);
+    assert!(Limits::default().for_project(own("none", "none")).none());
+}
+
 proptest! {
     /// Over any time no more passes than the burst, what grew, and one batch of debt.
     #[test]

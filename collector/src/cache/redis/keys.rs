@@ -3,7 +3,7 @@ use uuid::Uuid;
 
 use super::Redis;
 use crate::cache::keys::{Asked, KEY_TTL, Recalled};
-use crate::project::{AccountId, Grant, KeyHash, KeyKind, ProjectId, Standing};
+use crate::project::{AccountId, Grant, KeyHash, KeyKind, OwnLimits, ProjectId, Standing};
 
 /// How long an answer of the store serves all processes. Forgetting makes every older entry worthless at once; this bounds
 /// what comes through when a process that revokes a key can't reach Redis while others can.
@@ -79,17 +79,22 @@ impl Redis {
     }
 }
 
+/// How an entry is written. One of another format is asked of the store again.
+const FORMAT: &str = "2";
+
 /// Writes an entry: format, version of all keys, what the key may do.
 fn encode(standing: &Standing, version: &str) -> String {
     match standing {
-        Standing::Revoked => format!("1 {version} revoked"),
-        Standing::Unknown => format!("1 {version} unknown"),
-        Standing::Valid(Grant { account, project, kind, browser }) => {
+        Standing::Revoked => format!("{FORMAT} {version} revoked"),
+        Standing::Unknown => format!("{FORMAT} {version} unknown"),
+        Standing::Valid(Grant { account, project, kind, browser, limits }) => {
+            let OwnLimits { events_per_s, events_per_day } = limits;
             let kind = match kind {
                 KeyKind::Write => "write",
                 KeyKind::Secret => "secret",
             };
-            format!("1 {version} valid {} {project} {kind} {browser}", account.0)
+            let of = format!("{} {project} {kind} {browser}", account.0);
+            format!("{FORMAT} {version} valid {of} {events_per_s} {events_per_day}")
         }
     }
 }
@@ -97,7 +102,7 @@ fn encode(standing: &Standing, version: &str) -> String {
 /// Reads an entry; `None` when it was written under another version, or isn't one.
 fn decode(entry: &str, version: &str) -> Option<Standing> {
     let mut words = entry.split(' ');
-    if words.next() != Some("1") || words.next() != Some(version) {
+    if words.next() != Some(FORMAT) || words.next() != Some(version) {
         return None;
     }
     let standing = match words.next()? {
@@ -111,6 +116,10 @@ fn decode(entry: &str, version: &str) -> Option<Standing> {
                 _ => return None,
             },
             browser: words.next()?.parse().ok()?,
+            limits: OwnLimits {
+                events_per_s: words.next()?.parse().ok()?,
+                events_per_day: words.next()?.parse().ok()?,
+            },
         }),
         _ => return None,
     };
@@ -120,21 +129,36 @@ fn decode(entry: &str, version: &str) -> Option<Standing> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::project::OwnLimit;
 
     #[test]
     fn an_entry_is_read_as_it_was_written_and_only_under_its_version() {
-        let grant = |kind, browser| {
-            Standing::Valid(Grant { account: AccountId(7), project: ProjectId(3), kind, browser })
+        let limits = OwnLimits { events_per_s: "250".parse().unwrap(), events_per_day: OwnLimit::None };
+        let grant = |kind, browser, limits| {
+            Standing::Valid(Grant { account: AccountId(7), project: ProjectId(3), kind, browser, limits })
         };
-        for standing in [Standing::Revoked, grant(KeyKind::Write, true), grant(KeyKind::Secret, false)] {
+        for standing in [
+            Standing::Revoked,
+            grant(KeyKind::Write, true, limits),
+            grant(KeyKind::Secret, false, OwnLimits::default()),
+        ] {
             let entry = encode(&standing, "v1");
             assert_eq!(decode(&entry, "v1"), Some(standing), "{entry}");
             assert_eq!(decode(&entry, "v2"), None);
             assert_eq!(decode(&format!("{entry} more"), "v1"), None);
-            assert_eq!(decode(&entry.replacen('1', "2", 1), "v1"), None);
+            assert_eq!(decode(&entry.replacen('2', "3", 1), "v1"), None);
         }
-        for wrong in ["", "1", "1 v1", "1 v1 valid", "1 v1 valid 7 3 admin true", "1 v1 valid x 3 write true"]
-        {
+        for wrong in [
+            "",
+            "2",
+            "2 v1",
+            "2 v1 valid",
+            "2 v1 valid 7 3 write true",
+            "2 v1 valid 7 3 admin true none none",
+            "2 v1 valid x 3 write true none none",
+            "2 v1 valid 7 3 write true none 0",
+            "1 v1 valid 7 3 write true",
+        ] {
             assert_eq!(decode(wrong, "v1"), None, "{wrong}");
         }
     }

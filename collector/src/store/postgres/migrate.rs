@@ -19,7 +19,7 @@ impl Part {
         }
     }
 
-    /// Every migration there ever was, in order; version N is the Nth.
+    /// Every migration there ever was, in order; version N is the Nth of its part, whatever number its file has.
     fn migrations(self) -> &'static [&'static str] {
         match self {
             Self::Log => &[
@@ -31,6 +31,7 @@ impl Part {
             Self::Accounts => &[
                 include_str!("../../../migrations/postgres/0001_accounts.sql"),
                 include_str!("../../../migrations/postgres/0002_identity.sql"),
+                include_str!("../../../migrations/postgres/0005_limits.sql"),
             ],
         }
     }

@@ -1,11 +1,14 @@
 use std::collections::HashMap;
 
 use eventbucket_protocol::Timestamp;
+use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::{Postgres, project_id, project_number, uint};
-use crate::project::{AccountId, Grant, KeyHash, KeyKind, NewKey, Project, ProjectId, Standing};
-use crate::store::projects::{check_name, kind_text, new_key, now};
+use crate::project::{
+    AccountId, Grant, KeyHash, KeyKind, LimitsChange, NewKey, OwnLimits, Project, ProjectId, Standing,
+};
+use crate::store::projects::{check_name, kind_text, limit_number, limit_of, new_key, now};
 use crate::store::{Error, NewProject};
 
 const INSERT_KEY: &str =
@@ -56,14 +59,15 @@ impl Postgres {
         drop(lease);
         let id = project_id(number);
         self.ensure(&[id]).await?;
-        let project = Project { id, name: name.to_owned(), created: created.to_string(), events: 0 };
+        let (name, created, limits) = (name.to_owned(), created.to_string(), OwnLimits::default());
+        let project = Project { id, name, created, events: 0, limits };
         Ok(NewProject { project, write_key, secret_key })
     }
 
     pub(in crate::store) async fn projects(&self, account: Option<AccountId>) -> Result<Vec<Project>, Error> {
         let account = account.map(|account| i32::try_from(account.0).unwrap_or(i32::MAX));
-        let select =
-            "SELECT id, name, created_ms FROM project WHERE $1::int4 IS NULL OR account = $1 ORDER BY id";
+        let select = "SELECT id, name, created_ms, events_per_s, events_per_day FROM project
+             WHERE $1::int4 IS NULL OR account = $1 ORDER BY id";
         let rows = {
             let mut lease = self.0.accounts.lease().await?;
             let select = lease.prepared(select).await?;
@@ -80,6 +84,7 @@ impl Postgres {
                     name: row.try_get(1)?,
                     created: created.unwrap_or_default(),
                     events: positions.get(&number).copied().unwrap_or(0),
+                    limits: limits(row, 3)?,
                 })
             })
             .collect()
@@ -140,9 +145,27 @@ impl Postgres {
         Ok(())
     }
 
+    pub(in crate::store) async fn set_limits(
+        &self,
+        project: ProjectId,
+        change: LimitsChange,
+    ) -> Result<OwnLimits, Error> {
+        let LimitsChange { events_per_s, events_per_day } = change;
+        let number = |limit: Option<_>| limit.and_then(limit_number);
+        let (rate, quota) = (number(events_per_s), number(events_per_day));
+        let lease = self.0.accounts.lease().await?;
+        let update = "UPDATE project SET events_per_s = CASE WHEN $2 THEN $3 ELSE events_per_s END,
+                                         events_per_day = CASE WHEN $4 THEN $5 ELSE events_per_day END
+             WHERE id = $1 RETURNING events_per_s, events_per_day";
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+            [&project_number(project), &events_per_s.is_some(), &rate, &events_per_day.is_some(), &quota];
+        let row = lease.query_opt(update, &values).await?.ok_or(Error::UnknownProject(project))?;
+        limits(&row, 0)
+    }
+
     pub(in crate::store) async fn find_key(&self, hash: KeyHash) -> Result<Standing, Error> {
         let mut lease = self.0.accounts.lease().await?;
-        let select = "SELECT account, project, kind, browser, revoked_ms IS NOT NULL FROM api_key
+        let select = "SELECT account, project, kind, browser, revoked_ms IS NOT NULL, events_per_s, events_per_day FROM api_key
              JOIN project ON project.id = api_key.project WHERE hash = $1";
         let select = lease.prepared(select).await?;
         let Some(row) = lease.query_opt(&select, &[&hash.0.as_slice()]).await? else {
@@ -157,6 +180,13 @@ impl Postgres {
             project: project_id(row.try_get(1)?),
             kind: if secret { KeyKind::Secret } else { KeyKind::Write },
             browser: row.try_get(3)?,
+            limits: limits(&row, 5)?,
         }))
     }
+}
+
+/// Reads what a project may send from two columns.
+fn limits(row: &Row, first: usize) -> Result<OwnLimits, Error> {
+    let limit = |column: usize| Ok::<_, Error>(limit_of(row.try_get(column)?));
+    Ok(OwnLimits { events_per_s: limit(first)?, events_per_day: limit(first + 1)? })
 }

@@ -1,11 +1,13 @@
 use eventbucket_protocol::Timestamp;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::counts::COUNTS;
 use super::job::{Job, Turn};
 use super::{PROJECT_MAX, Sqlite, uint};
-use crate::project::{AccountId, Grant, KeyHash, KeyKind, NewKey, Project, ProjectId, Standing};
-use crate::store::projects::{check_name, kind_text, new_key, now};
+use crate::project::{
+    AccountId, Grant, KeyHash, KeyKind, LimitsChange, NewKey, OwnLimits, Project, ProjectId, Standing,
+};
+use crate::store::projects::{check_name, kind_text, limit_number, limit_of, new_key, now};
 use crate::store::{Error, NewProject};
 
 impl Sqlite {
@@ -42,7 +44,13 @@ impl Sqlite {
             for (kind, hash) in hashes {
                 insert_key(turn.connection, id, kind, hash, false, created)?;
             }
-            Ok(Project { id, name: name.clone(), created: created.to_string(), events: 0 })
+            Ok(Project {
+                id,
+                name: name.clone(),
+                created: created.to_string(),
+                events: 0,
+                limits: OwnLimits::default(),
+            })
         };
         let project = self.write(Job::Other, insert).await?;
         Ok(NewProject { project, write_key, secret_key })
@@ -88,6 +96,27 @@ impl Sqlite {
                 params![project.0, browser],
             )?;
             Ok(())
+        };
+        self.write(Job::Other, set).await
+    }
+
+    pub(in crate::store) async fn set_limits(
+        &self,
+        project: ProjectId,
+        change: LimitsChange,
+    ) -> Result<OwnLimits, Error> {
+        let LimitsChange { events_per_s, events_per_day } = change;
+        let set = move |turn: &mut Turn<'_>| {
+            let mut update = turn.connection.prepare_cached(
+                "UPDATE project SET events_per_s = CASE WHEN ?2 THEN ?3 ELSE events_per_s END,
+                                    events_per_day = CASE WHEN ?4 THEN ?5 ELSE events_per_day END
+                 WHERE id = ?1 RETURNING events_per_s, events_per_day",
+            )?;
+            let number = |limit: Option<_>| limit.and_then(limit_number);
+            let (rate, quota) = (number(events_per_s), number(events_per_day));
+            let values = params![project.0, events_per_s.is_some(), rate, events_per_day.is_some(), quota];
+            let limits = update.query_row(values, |row| limits(row, 0)).optional()?;
+            limits.ok_or(Error::UnknownProject(project))
         };
         self.write(Job::Other, set).await
     }
@@ -143,19 +172,26 @@ pub(super) fn require_project(connection: &Connection, project: ProjectId) -> Re
 
 fn projects(connection: &Connection, account: Option<AccountId>) -> Result<Vec<Project>, Error> {
     let mut select = connection.prepare_cached(
-        "SELECT id, name, created_ms, coalesce(position, 0) FROM project LEFT JOIN head ON head.project = project.id
+        "SELECT id, name, created_ms, coalesce(position, 0), events_per_s, events_per_day FROM project LEFT JOIN head ON head.project = project.id
          WHERE ?1 IS NULL OR account = ?1 ORDER BY id",
     )?;
     let rows = select.query_map([account.map(|account| account.0)], |row| {
         let created = Timestamp::from_ms(row.get(2)?).map(|time| time.to_string()).unwrap_or_default();
-        Ok(Project { id: ProjectId(row.get(0)?), name: row.get(1)?, created, events: row.get(3).map(uint)? })
+        let (id, events, limits) = (ProjectId(row.get(0)?), row.get(3).map(uint)?, limits(row, 4)?);
+        Ok(Project { id, name: row.get(1)?, created, events, limits })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
+/// Reads what a project may send from two columns.
+fn limits(row: &Row<'_>, first: usize) -> Result<OwnLimits, rusqlite::Error> {
+    let limit = |column| row.get(column).map(limit_of);
+    Ok(OwnLimits { events_per_s: limit(first)?, events_per_day: limit(first + 1)? })
+}
+
 fn find_key(connection: &Connection, hash: KeyHash) -> Result<Standing, Error> {
     let mut select = connection.prepare_cached(
-        "SELECT account, project, kind, browser, revoked_ms IS NOT NULL FROM api_key
+        "SELECT account, project, kind, browser, revoked_ms IS NOT NULL, events_per_s, events_per_day FROM api_key
          JOIN project ON project.id = api_key.project WHERE hash = ?1",
     )?;
     let found = select.query_row([hash.0], |row| {
@@ -168,6 +204,7 @@ fn find_key(connection: &Connection, hash: KeyHash) -> Result<Standing, Error> {
             project: ProjectId(row.get(1)?),
             kind: if secret { KeyKind::Secret } else { KeyKind::Write },
             browser: row.get(3)?,
+            limits: limits(row, 5)?,
         }))
     });
     Ok(found.optional()?.unwrap_or(Standing::Unknown))
