@@ -379,9 +379,11 @@ impl Running {
     pub async fn stop(self) -> Result<(), Error> {
         let Foundation { store, bus, cache, _lock } = self.foundation;
         self.registry.cancel().await;
-        cache.close(&self.node_id).await;
+        cache.leave(&self.node_id).await;
         self.edge_stop.cancel();
         self.edge.finish(self.drain_timeout + EDGE_GRACE).await;
+        // What the edge took last is charged before the rest is given back.
+        cache.close().await;
         bus.close();
         self.storage.finish(STORAGE_TIMEOUT).await;
         bus.finish().await;

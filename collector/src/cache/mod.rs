@@ -96,14 +96,19 @@ impl Cache {
         }
     }
 
-    /// Gives back what was taken of limits and takes the node off the list, before the process ends.
-    pub async fn close(&self, node_id: &str) {
+    /// Takes a node off the list, before its process ends.
+    pub async fn leave(&self, node_id: &str) {
         match &self.0 {
             Backend::Memory(memory) => memory.leave(),
-            Backend::Redis(redis) => {
-                redis.give_back_all().await;
-                redis.leave(node_id).await;
-            }
+            Backend::Redis(redis) => redis.leave(node_id).await,
+        }
+    }
+
+    /// Gives back what was taken of limits and not used, when nothing is taken in any more.
+    pub async fn close(&self) {
+        match &self.0 {
+            Backend::Memory(_) => {}
+            Backend::Redis(redis) => redis.give_back_all().await,
         }
     }
 }

@@ -250,7 +250,7 @@ fn no_letter(id: &str) -> Failure {
         .remedy("`eventbucket dead-letters list` shows those there are")
 }
 
-async fn dealt_with(walk: &DeadLetters, letter: &DeadLetter, deed: LetterDeed) -> Result<(), Failure> {
+async fn dealt_with(walk: &mut DeadLetters, letter: &DeadLetter, deed: LetterDeed) -> Result<(), Failure> {
     let (what, dealt) = match deed {
         LetterDeed::Replay => ("replay", walk.replay(letter).await),
         LetterDeed::Discard => ("discard", walk.discard(letter).await),

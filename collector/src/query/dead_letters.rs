@@ -8,14 +8,21 @@ use tokio::time::{sleep, timeout};
 use super::{Error, LIMIT_MAX, Reader};
 use crate::bus::message::ValidBatch;
 use crate::bus::{self, Bus, DeadLetter, DeadLetters};
+use crate::cache::{LockGuard, NotLocked};
 use crate::project::ProjectId;
 
 /// How long a request may walk over the dead letters, which hides them from others: as long as 10,000 of the usual size take.
 const WALK_MAX: Duration = Duration::from_secs(10);
 
-/// How often a letter is looked for that isn't there, and the pause in between: it may be in the hands of somebody else who
-/// looks. Most look for a fraction of a second.
+/// How often a letter is looked for that isn't there, and whether somebody else is done with looking, and the pause in
+/// between: most look for a fraction of a second.
 const LOOKS: (u32, Duration) = (4, Duration::from_millis(250));
+
+/// The lock of those who walk: a walk hides the letters from another, which would take them for gone.
+const LOCK: &str = "dead-letters";
+
+/// How long a walk holds up others when its process dies: the longest there may be, and what closing it takes.
+const LOCK_TTL: Duration = Duration::from_secs(20);
 
 /// A dead letter as it is written as JSON, without what is in it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -162,7 +169,7 @@ impl Reader {
         let (mut letters, mut passed, mut next) = (Vec::new(), cursor.is_none(), None);
         let Some(mut walk) = self.walk().await? else { return Ok(LettersPage { letters, next }) };
         let walked = timeout(WALK_MAX, async {
-            while let Some(letter) = walk.next().await? {
+            while let Some(letter) = walk.letters.next().await? {
                 if letter.projects != [project.0] {
                     continue;
                 }
@@ -204,7 +211,7 @@ impl Reader {
                 sleep(pause).await;
             }
             let Some(mut walk) = self.walk().await? else { break };
-            let done = timeout(WALK_MAX, find(&mut walk, project, id, deed)).await;
+            let done = timeout(WALK_MAX, find(&mut walk.letters, project, id, deed)).await;
             walk.close().await;
             if let Some(letter) = done.map_err(|_| too_many())?? {
                 return Ok(letter);
@@ -213,10 +220,37 @@ impl Reader {
         Err(Error::NotFound(format!("no dead letter of this project has the id {id:?}")))
     }
 
-    async fn walk(&self) -> Result<Option<DeadLetters>, Error> {
-        match &self.bus {
-            Some(bus) => Ok(bus.dead_letters().await?),
-            None => Ok(None),
+    /// Begins a walk, alone as far as Redis tells. Whoever walks beside the collectors, with the broker's address, isn't seen.
+    async fn walk(&self) -> Result<Option<Walk>, Error> {
+        let Some(bus) = &self.bus else { return Ok(None) };
+        let (looks, pause) = LOOKS;
+        for _ in 0..looks {
+            let lock = match self.cache.lock(LOCK, LOCK_TTL).await {
+                Err(NotLocked::Held) => {
+                    sleep(pause).await;
+                    continue;
+                }
+                Err(NotLocked::Unknown) => None,
+                Ok(lock) => Some(lock),
+            };
+            return Ok(bus.dead_letters().await?.map(|letters| Walk { letters, lock }));
+        }
+        let reason = "somebody else is looking through the dead letters".into();
+        Err(Error::Bus(bus::Error::Unavailable { reason, retry_after: Duration::from_secs(1) }))
+    }
+}
+
+/// A walk over the dead letters, and what keeps others from it.
+struct Walk {
+    letters: DeadLetters,
+    lock: Option<LockGuard>,
+}
+
+impl Walk {
+    async fn close(self) {
+        self.letters.close().await;
+        if let Some(lock) = self.lock {
+            lock.release().await;
         }
     }
 }

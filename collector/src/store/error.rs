@@ -47,7 +47,7 @@ pub enum Error {
     /// The database takes the file's state but not this value; the same value will be refused again.
     #[error("the database refuses what was sent: {what}")]
     Refused {
-        /// What SQLite said.
+        /// What the database said.
         what: Arc<str>,
     },
     /// The counts of a project have no live generation.
@@ -220,7 +220,10 @@ impl Error {
     #[must_use]
     pub fn told(&self) -> String {
         match self {
-            Self::Unavailable { .. } | Self::Postgres { .. } => "the store is away; send again".to_owned(),
+            Self::Unavailable { .. } => "the store is away; send again".to_owned(),
+            Self::Postgres { .. } => {
+                "the store can't do it now; send again, and see the collector's log".to_owned()
+            }
             _ => self.to_string(),
         }
     }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eventbucket_protocol::{Reason, Verdict};
-use futures_util::future::join_all;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::message::{Published, StoredRange, ValidBatch};
@@ -44,12 +44,17 @@ type Waiting<B> = (ValidBatch, <B as Source>::Ticket);
 pub async fn run(bus: Bus, store: Store, cache: Cache, cancel: CancellationToken) {
     let accepted = bus.accepted();
     assert!(!accepted.is_empty(), "a bus has one storage worker");
-    let writer = Writer { bus, store, cache };
-    let drained = accepted.into_iter().map(|accepted| writer.drain(accepted));
+    let writer = Arc::new(Writer { bus, store, cache });
+    // Tasks of their own, so that writers work on several cores.
+    let mut drained = JoinSet::new();
+    for accepted in accepted {
+        let writer = Arc::clone(&writer);
+        drained.spawn(async move { writer.drain(accepted).await });
+    }
     // Both are cancel-safe: `next` takes nothing before it returns, and a cut append answers nobody.
     tokio::select! {
         () = cancel.cancelled() => {}
-        _ = join_all(drained) => writer.bus.finish().await,
+        _ = drained.join_all() => writer.bus.finish().await,
     }
 }
 

@@ -127,7 +127,7 @@ async fn dead_letters_are_looked_at_without_loss_replayed_and_discarded() {
     walk.close().await;
     until("they are back", || async { direct.look("dead").await.unwrap().0 == 3 }).await;
 
-    let (walk, held) = letters(&bus).await;
+    let (mut walk, held) = letters(&bus).await;
     walk.replay(&held[0]).await.unwrap();
     walk.discard(&held[2]).await.unwrap();
     // A process that dies here loses nothing.

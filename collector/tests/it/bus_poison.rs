@@ -104,7 +104,7 @@ impl Line {
 }
 
 async fn replay_all(bus: &Bus) -> Vec<DeadLetter> {
-    let (walk, held) = letters(bus).await;
+    let (mut walk, held) = letters(bus).await;
     for letter in &held {
         walk.replay(letter).await.unwrap();
     }

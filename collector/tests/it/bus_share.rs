@@ -79,7 +79,7 @@ impl Process {
     /// Ends in order.
     async fn stop(self) {
         self.registry.cancel();
-        self.cache.close(&self.id).await;
+        self.cache.leave(&self.id).await;
         self.bus.finish().await;
         soon("it ends", join_all(self.tasks)).await.into_iter().for_each(Result::unwrap);
     }

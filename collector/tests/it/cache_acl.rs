@@ -70,7 +70,8 @@ async fn the_rights_in_the_guide_are_all_that_is_needed() {
     };
     assert!(cache.heartbeat(&node).await);
     assert_eq!(cache.nodes().await.unwrap().len(), 1);
-    cache.close("one").await;
+    cache.leave("one").await;
+    cache.close().await;
     assert_eq!(cache.nodes().await.unwrap().len(), 0);
 
     let mut tail = cache.subscribe_tail();

@@ -316,10 +316,10 @@ async fn nodes_are_listed_until_they_leave() {
             let other = redis.cache().await;
             assert!(other.heartbeat(&node("b", &["insight"])).await);
             assert_eq!(cache.nodes().await.unwrap().len(), 2);
-            other.close("b").await;
+            other.leave("b").await;
             assert_eq!(cache.nodes().await.unwrap().len(), 1);
         }
-        cache.close("a").await;
+        cache.leave("a").await;
         assert_eq!(cache.nodes().await, Some(vec![]), "{backend}");
     }
 }

@@ -309,7 +309,7 @@ async fn what_an_edge_holds_ready_goes_back_when_it_stops() {
     assert!(one.recount_quota(SHOP, used_today(0, 0)).await);
     assert_eq!(one.take(SHOP, 1, &limits).await.day.unwrap().remaining, 499);
     assert_eq!(two.take(SHOP, 1, &limits).await.refused, Some(Bound::Day), "the other holds it all");
-    one.close("one").await;
+    one.close().await;
     let gets_it = async || two.take(SHOP, 499, &limits).await.refused.is_none();
     eventually("the rest is there again", gets_it).await;
     assert_eq!(two.take(SHOP, 1, &limits).await.refused, Some(Bound::Day));
@@ -322,7 +322,7 @@ async fn what_was_taken_yesterday_is_not_given_back_to_today() {
     let limits = Limits { rate: None, quota: Quota { per_day: Some(100), per_month: Some(100) } };
     assert!(cache.recount_quota(SHOP, used_today(0, 0)).await);
     let taken = cache.take(SHOP, 30, &limits).await;
-    cache.close("none").await;
+    cache.close().await;
     let limits_of_shop = "eventbucket:{1}:limits";
     let day: i64 = redis.run(&["HGET", limits_of_shop, "day"]);
     redis.run::<()>(&["HSET", limits_of_shop, "day", &(day + 1).to_string(), "day_used", "20"]);

@@ -1,7 +1,9 @@
 //! The dead letters over HTTP: a project's own, page by page, looked at without loss, put back and thrown away.
 
 use eventbucket_collector::bus::{Bus, RabbitOptions};
+use eventbucket_collector::cache::Cache;
 use eventbucket_collector::config::EdgeConfig;
+use eventbucket_collector::query::Reader;
 use eventbucket_servers::shared::vhost;
 use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
@@ -65,6 +67,22 @@ async fn a_project_sees_its_own_dead_letters_page_by_page_and_takes_none() {
     let shown = collector.get(&format!("{PATH}/{cursor}")).await.json();
     assert_eq!(shown["batches"][0]["events"][0]["id"], "event-2", "{shown}");
     until_dead(&direct, 7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_who_look_at_once_both_see_them_all() {
+    let (collector, bus, direct) = on_a_broker().await;
+    bury(&collector, &bus, &direct, 1..=3).await;
+    let cache = Cache::memory();
+    let reader = || Reader::new(collector.store.clone(), cache.clone()).with_bus(bus.clone());
+    let (one, two) = (reader(), reader());
+    for _ in 0..10 {
+        let look = |reader: &Reader| {
+            let reader = reader.clone();
+            async move { reader.dead_letters(collector.project, None, 100).await.unwrap().letters.len() }
+        };
+        assert_eq!(tokio::join!(look(&one), look(&two)), (3, 3));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

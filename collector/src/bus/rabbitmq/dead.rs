@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use eventbucket_protocol::Timestamp;
 use lapin::options::{
-    BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
-    QueueDeclareOptions,
+    BasicAckOptions, BasicGetOptions, BasicNackOptions, ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection};
@@ -17,7 +16,7 @@ use tokio::sync::Mutex;
 use super::failure::{Ended, away, refusal, unavailable};
 use super::link;
 use super::options::RabbitOptions;
-use super::publisher::{self, properties};
+use super::publisher;
 use super::topology::Topology;
 use crate::bus::message::ValidBatch;
 use crate::bus::{Error, wire};
@@ -74,7 +73,7 @@ pub struct DeadLetters {
     options: RabbitOptions,
     /// How many to come by still: those that were there when it began, so that what is put back meanwhile isn't met again.
     left: Option<u32>,
-    /// Hashes of those it came by: a message that was buried twice over is one letter.
+    /// Hashes of those it came by and left: a message that was buried twice over is one letter.
     known: HashSet<[u8; 32]>,
     last_tag: Option<u64>,
 }
@@ -122,7 +121,7 @@ impl DeadLetters {
     ///
     /// # Errors
     /// When it can't be read, or the broker doesn't take it; it is still here then.
-    pub async fn replay(&self, letter: &DeadLetter) -> Result<(), Error> {
+    pub async fn replay(&mut self, letter: &DeadLetter) -> Result<(), Error> {
         let batches = wire::read_message(&letter.message).map_err(|error| unavailable(&error.to_string()))?;
         for batch in &batches {
             for part in wire::encode_batch(batch) {
@@ -141,7 +140,9 @@ impl DeadLetters {
     ///
     /// # Errors
     /// When the broker can't be told.
-    pub async fn discard(&self, letter: &DeadLetter) -> Result<(), Error> {
+    pub async fn discard(&mut self, letter: &DeadLetter) -> Result<(), Error> {
+        // What is met again behind it came back from a replay, of this walk or another.
+        self.known.remove(&<[u8; 32]>::from(Sha256::digest(&letter.message)));
         self.acknowledge(letter.tag).await
     }
 
@@ -290,14 +291,11 @@ async fn put(
 async fn publish(
     channel: &Channel,
     options: &RabbitOptions,
-    (exchange, key): (ShortString, ShortString),
+    way: (ShortString, ShortString),
     message: &[u8],
     headers: FieldTable,
 ) -> Result<(), Error> {
     let told = |error: lapin::Error| refusal(options, &error);
-    let publishing = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let properties = properties().with_headers(headers);
-    let confirm =
-        channel.basic_publish(exchange, key, publishing, message, properties).await.map_err(told)?;
+    let confirm = publisher::publish(channel, way, message, headers).await.map_err(told)?;
     publisher::wait(confirm, options.confirm_timeout).await.map_err(|unconfirmed| unconfirmed.error())
 }

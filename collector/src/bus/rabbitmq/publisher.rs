@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::ShortString;
+use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
 
 use super::failure::{Ended, away, unavailable};
@@ -78,7 +78,8 @@ async fn send_all(
             let message = wire::message(parts.into_iter());
             let key = Topology::routing_key(shard);
             // Those of a message that can't be sent hear it with everybody else, when the outbox is told.
-            let confirm = publish(channel, topology.accepted(), key, message).await?;
+            let confirm =
+                publish(channel, (topology.accepted(), key), &message, FieldTable::default()).await?;
             confirms.push(confirmed(confirm, options.confirm_timeout, shard, batches));
         }
         // All are cancel-safe: a notification stays, a confirm stays in its set, a tick is skipped.
@@ -111,16 +112,16 @@ async fn works(connection: &Connection, options: &RabbitOptions) -> bool {
 
 pub(super) async fn publish(
     channel: &Channel,
-    exchange: ShortString,
-    key: ShortString,
-    message: Vec<u8>,
+    (exchange, key): (ShortString, ShortString),
+    message: &[u8],
+    headers: FieldTable,
 ) -> lapin::Result<PublisherConfirm> {
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    channel.basic_publish(exchange, key, options, &message, properties()).await
+    channel.basic_publish(exchange, key, options, message, properties().with_headers(headers)).await
 }
 
 /// On disk before the confirm.
-pub(super) fn properties() -> BasicProperties {
+fn properties() -> BasicProperties {
     const PERSISTENT: u8 = 2;
     BasicProperties::default().with_delivery_mode(PERSISTENT)
 }
