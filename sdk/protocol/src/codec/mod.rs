@@ -7,6 +7,9 @@
 /// The walk that checks properties, and turns MessagePack into JSON on the way.
 pub(crate) mod check;
 
+/// The look that plain properties pass without the walk.
+pub(crate) mod plain;
+
 /// The keys of one object, to find the one that stands twice.
 mod seen;
 
