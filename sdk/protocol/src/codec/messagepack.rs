@@ -68,25 +68,31 @@ fn batch_id(reader: &mut Reader<'_>) -> Result<Option<BatchId>, Fault> {
     batch_id_from_text(reader.text()?).map(Some).map_err(Fault::Type)
 }
 
+/// A single event, to the end of its bytes.
 fn event(bytes: &[u8]) -> Result<RawEvent<'_>, Reason> {
     check_size(bytes.len())?;
-    let mut reader = Reader { rest: bytes };
+    fields(&mut Reader { rest: bytes })
+}
+
+/// The fields of an event.
+fn fields<'a>(reader: &mut Reader<'a>) -> Result<RawEvent<'a>, Reason> {
     let mut event = RawEvent::default();
     let mut seen = 0_u8;
     for _ in 0..reader.map_len()? {
-        let key = reader.text()?;
-        let Some(field) = FIELDS.iter().position(|field| *field == key) else {
+        let key = reader.text_bytes()?;
+        let Some(field) = Field::of(key) else {
+            let key = utf8(key)?;
             let message = format!("unknown field {}, expected one of {}", shown(key), FIELDS.join(", "));
             return Err(Reason::new(Code::InvalidEvent, message));
         };
-        if seen & (1 << field) != 0 {
-            return Err(Reason::new(Code::InvalidEvent, format!("field {key:?} stands twice")));
+        if seen & (1 << field as u8) != 0 {
+            let message = format!("field {:?} stands twice", FIELDS[field as usize]);
+            return Err(Reason::new(Code::InvalidEvent, message));
         }
-        seen |= 1 << field;
-        if reader.nil() {
-            continue;
+        seen |= 1 << field as u8;
+        if !reader.nil() {
+            read_field(&mut event, field, reader)?;
         }
-        read_field(&mut event, key, &mut reader)?;
     }
     Ok(event)
 }
@@ -94,17 +100,46 @@ fn event(bytes: &[u8]) -> Result<RawEvent<'_>, Reason> {
 const FIELDS: [&str; 8] =
     ["id", "name", "description", "user", "time", "stream", "correlation", "properties"];
 
-fn read_field<'a>(event: &mut RawEvent<'a>, key: &str, reader: &mut Reader<'a>) -> Result<(), Reason> {
-    let of_field = |fault: Fault| fault.of_field(key);
-    match key {
-        "id" => event.id = Some(event_id(reader, of_field)?),
-        "time" => event.time = Some(reader.time()?),
-        "properties" => event.properties = properties(reader.skip()?)?,
-        "name" => event.name = Some(reader.cow().map_err(of_field)?),
-        "description" => event.description = Some(reader.cow().map_err(of_field)?),
-        "user" => event.user = Some(reader.cow().map_err(of_field)?),
-        "stream" => event.stream = Some(reader.cow().map_err(of_field)?),
-        _ => event.correlation = Some(reader.cow().map_err(of_field)?),
+/// The fields of an event, in the order of [`FIELDS`].
+#[derive(Clone, Copy)]
+enum Field {
+    Id,
+    Name,
+    Description,
+    User,
+    Time,
+    Stream,
+    Correlation,
+    Properties,
+}
+
+impl Field {
+    fn of(key: &[u8]) -> Option<Self> {
+        Some(match key {
+            b"id" => Self::Id,
+            b"name" => Self::Name,
+            b"description" => Self::Description,
+            b"user" => Self::User,
+            b"time" => Self::Time,
+            b"stream" => Self::Stream,
+            b"correlation" => Self::Correlation,
+            b"properties" => Self::Properties,
+            _ => return None,
+        })
+    }
+}
+
+fn read_field<'a>(event: &mut RawEvent<'a>, field: Field, reader: &mut Reader<'a>) -> Result<(), Reason> {
+    let of_field = |fault: Fault| fault.of_field(FIELDS[field as usize]);
+    match field {
+        Field::Id => event.id = Some(event_id(reader, of_field)?),
+        Field::Time => event.time = Some(reader.time()?),
+        Field::Properties => event.properties = properties(reader)?,
+        Field::Name => event.name = Some(reader.cow().map_err(of_field)?),
+        Field::Description => event.description = Some(reader.cow().map_err(of_field)?),
+        Field::User => event.user = Some(reader.cow().map_err(of_field)?),
+        Field::Stream => event.stream = Some(reader.cow().map_err(of_field)?),
+        Field::Correlation => event.correlation = Some(reader.cow().map_err(of_field)?),
     }
     Ok(())
 }
@@ -116,22 +151,31 @@ fn event_id(reader: &mut Reader<'_>, of_field: impl Fn(Fault) -> Reason) -> Resu
     }
 }
 
-/// A map is turned into JSON; a `bin` is JSON text already.
-fn properties(bytes: &[u8]) -> Result<Properties, Reason> {
-    let mut reader = Reader { rest: bytes };
+/// A map is turned into JSON; a `bin` is JSON text already. More than an event may take isn't looked at.
+fn properties(reader: &mut Reader<'_>) -> Result<Properties, Reason> {
     match reader.peek() {
         Some(Marker::Bin8 | Marker::Bin16 | Marker::Bin32) => {
             let not_text =
                 |_| Reason::new(Code::InvalidProperties, "properties given as bin must be JSON text");
-            Properties::parse(std::str::from_utf8(reader.bin()?).map_err(not_text)?)
+            let bytes = reader.bin()?;
+            check_size(bytes.len())?;
+            Properties::parse(std::str::from_utf8(bytes).map_err(not_text)?)
         }
-        _ => check::messagepack_object(bytes).map(Properties::trusted),
+        _ => {
+            let bytes = reader.skip()?;
+            check_size(bytes.len())?;
+            check::messagepack_object(bytes).map(Properties::trusted)
+        }
     }
 }
 
 fn malformed(message: &'static str) -> DecodeError {
     DecodeError::Malformed { format: "MessagePack", message: message.into() }
 }
+
+/// Room is made for as many events as the bytes that came may hold, if they are of no more than this; an id, a name and a time
+/// take as much. A length that is only claimed costs nothing.
+const EVENT_BYTES_USUAL: usize = 48;
 
 /// What can be wrong with a value; whose fault it is depends on whether it was read in the frame or in an event.
 enum Fault {
@@ -164,6 +208,10 @@ impl From<Fault> for Reason {
             Fault::Truncated | Fault::TooManyEvents => Self::new(Code::InvalidEvent, "the event breaks off"),
         }
     }
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, Fault> {
+    std::str::from_utf8(bytes).map_err(|_| Fault::Type("a text is not UTF-8"))
 }
 
 /// Reads values off the front of a body, borrowing from it.
@@ -213,6 +261,11 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self) -> Result<&'a str, Fault> {
+        utf8(self.text_bytes()?)
+    }
+
+    /// A text that may be anything but UTF-8 yet.
+    fn text_bytes(&mut self) -> Result<&'a [u8], Fault> {
         let bytes = match self.marker()? {
             Marker::FixStr(len) => usize::from(len),
             Marker::Str8 => self.length(1)?,
@@ -220,7 +273,7 @@ impl<'a> Reader<'a> {
             Marker::Str32 => self.length(4)?,
             _ => return Err(Fault::Type("expected text")),
         };
-        std::str::from_utf8(self.take(bytes)?).map_err(|_| Fault::Type("a text is not UTF-8"))
+        self.take(bytes)
     }
 
     fn cow(&mut self) -> Result<Cow<'a, str>, Fault> {
@@ -287,7 +340,22 @@ impl<'a> Reader<'a> {
         if len > BATCH_EVENTS_MAX {
             return Err(Fault::TooManyEvents);
         }
-        (0..len).map(|_| Ok(event(self.skip()?))).collect()
+        let mut events = Vec::with_capacity(len.min(self.rest.len() / EVENT_BYTES_USUAL));
+        for _ in 0..len {
+            events.push(self.event()?);
+        }
+        Ok(events)
+    }
+
+    /// An event within a batch. One that can't be read is stepped over; whether it breaks off shows then.
+    fn event(&mut self) -> Result<Result<RawEvent<'a>, Reason>, Fault> {
+        let start = self.rest;
+        let read = fields(self);
+        if read.is_err() {
+            self.rest = start;
+            self.skip()?;
+        }
+        Ok(check_size(start.len() - self.rest.len()).and(read))
     }
 
     /// Steps over one value and returns its bytes. Counts what is open instead of recursing, so depth costs nothing.
