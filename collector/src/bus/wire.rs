@@ -3,9 +3,12 @@
 //! edge: the broker is a door, too.
 
 use std::borrow::Cow;
+use std::fmt;
 
+use eventbucket_protocol::limits::BATCH_EVENTS_MAX;
 use eventbucket_protocol::{BatchId, Code, Event, EventId, Properties, Reason, Timestamp};
-use serde::{Deserialize, Serialize};
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 use super::message::{Refused, StoredRange, ValidBatch};
@@ -24,6 +27,9 @@ pub(super) const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// What stands before the batches: the version, and the head of an array of up to 2^32 of them.
 pub(super) const HEAD_BYTES: usize = 1 + 5;
+
+/// What stands before a batch that is alone in its message: the version, and the head of an array of one.
+const LONE_HEAD: [u8; 2] = [VERSION, 0x91];
 
 /// Why a message can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -45,17 +51,16 @@ pub(super) enum WireError {
 }
 
 #[derive(Serialize, Deserialize)]
-struct BatchForm<'a> {
+struct BatchForm<E> {
     project: u32,
     batch: Uuid,
     part: u16,
     parts: u16,
     received_ms: i64,
     skew_ms: Option<i64>,
-    undated: Cow<'a, [u32]>,
+    undated: Vec<u32>,
     refused: Vec<(u32, Code)>,
-    #[serde(borrow)]
-    events: Vec<EventForm<'a>>,
+    events: E,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -71,7 +76,7 @@ struct EventForm<'a> {
     correlation: Option<&'a str>,
 }
 
-/// Writes a batch as one or more parts, each of which fits into a message of its own.
+/// Writes a batch as one or more messages, each of which holds nothing but one part of it.
 pub(super) fn encode_batch(batch: &ValidBatch) -> Vec<Vec<u8>> {
     let whole = encode_part(batch, 0..batch.events.len(), 0, 1);
     if whole.len() + HEAD_BYTES <= MESSAGE_BYTES_MAX {
@@ -83,7 +88,7 @@ pub(super) fn encode_batch(batch: &ValidBatch) -> Vec<Vec<u8>> {
     ranges.map(|(events, part)| encode_part(batch, events, part, parts)).collect()
 }
 
-/// Writes a batch as one part, however large.
+/// Writes a batch as one message, however large.
 pub(super) fn encode_whole(batch: &ValidBatch) -> Vec<u8> {
     encode_part(batch, 0..batch.events.len(), 0, 1)
 }
@@ -112,6 +117,7 @@ fn encode_part(batch: &ValidBatch, places: std::ops::Range<usize>, part: u16, pa
     let place = |place: usize| u32::try_from(place).expect("a batch holds at most 10,000 events");
     let undated = batch.undated.iter().filter(|undated| places.contains(undated));
     let refused = if part == 0 { &batch.refused[..] } else { &[] };
+    let events = &batch.events[places.clone()];
     let form = BatchForm {
         project: batch.project.0,
         batch: batch.batch.uuid(),
@@ -121,9 +127,26 @@ fn encode_part(batch: &ValidBatch, places: std::ops::Range<usize>, part: u16, pa
         skew_ms: batch.skew_ms,
         undated: undated.map(|undated| place(undated - places.start)).collect(),
         refused: refused.iter().map(|refused| (refused.place, refused.code)).collect(),
-        events: batch.events[places].iter().map(event_form).collect(),
+        events: Written(events),
     };
-    rmp_serde::to_vec(&form).expect("numbers and texts are always MessagePack")
+    // Room for all of it at once: growing would copy every byte once more.
+    let room = BATCH_OVERHEAD_BYTES + events.iter().map(Event::size_bytes).sum::<usize>();
+    let mut message = Vec::with_capacity(room);
+    message.extend_from_slice(&LONE_HEAD);
+    rmp_serde::encode::write(&mut message, &form).expect("numbers and texts are always MessagePack");
+    message
+}
+
+/// What a batch takes beside its events, as long as nothing was refused.
+const BATCH_OVERHEAD_BYTES: usize = 128;
+
+/// Events that are written one after the other.
+struct Written<'a>(&'a [Event]);
+
+impl Serialize for Written<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(event_form))
+    }
 }
 
 fn event_form(event: &Event) -> EventForm<'_> {
@@ -140,19 +163,57 @@ fn event_form(event: &Event) -> EventForm<'_> {
     }
 }
 
-/// Puts encoded batches into one message.
-pub(super) fn message<'a>(batches: impl ExactSizeIterator<Item = &'a [u8]>) -> Vec<u8> {
-    let mut bytes = vec![VERSION];
-    let count = u32::try_from(batches.len()).expect("a message holds at most a million batches");
+/// Makes one message of several, each of which holds one batch. One that is alone is sent as it is.
+pub(super) fn merged<'a>(messages: &[&'a [u8]]) -> Cow<'a, [u8]> {
+    if let [alone] = messages {
+        return Cow::Borrowed(alone);
+    }
+    let batches = messages.iter().map(|message| &message[LONE_HEAD.len()..]);
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + batches.clone().map(<[u8]>::len).sum::<usize>());
+    bytes.push(VERSION);
+    let count = u32::try_from(messages.len()).expect("a message holds at most a million batches");
     rmp::encode::write_array_len(&mut bytes, count).expect("a Vec takes every write");
     batches.for_each(|batch| bytes.extend_from_slice(batch));
-    bytes
+    Cow::Owned(bytes)
 }
 
 /// Reads the batches of a message.
 pub(super) fn read_message(bytes: &[u8]) -> Result<Vec<ValidBatch>, WireError> {
-    let forms: Vec<BatchForm<'_>> = read(bytes)?;
+    let forms: Vec<BatchForm<Read>> = read(bytes)?;
     forms.into_iter().map(batch).collect()
+}
+
+/// Events that were read, each held to the limits.
+struct Read(Vec<Event>);
+
+impl<'de> Deserialize<'de> for Read {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Events;
+
+        impl<'de> Visitor<'de> for Events {
+            type Value = Read;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of events")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Read, A::Error> {
+                // A length that is only claimed makes room for no more than an edge takes.
+                let mut events = Vec::with_capacity(list.size_hint().unwrap_or(0).min(BATCH_EVENTS_MAX));
+                while let Some(form) = list.next_element()? {
+                    let read = event(form);
+                    events.push(
+                        read.map_err(|what| {
+                            A::Error::custom(format_args!("event {}: {what}", events.len()))
+                        })?,
+                    );
+                }
+                Ok(Read(events))
+            }
+        }
+
+        deserializer.deserialize_seq(Events)
+    }
 }
 
 fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, WireError> {
@@ -163,8 +224,9 @@ fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, WireError> {
     rmp_serde::from_slice(body).map_err(|error| WireError::Malformed(error.to_string()))
 }
 
-fn batch(form: BatchForm<'_>) -> Result<ValidBatch, WireError> {
+fn batch(form: BatchForm<Read>) -> Result<ValidBatch, WireError> {
     let malformed = |what: String| Err(WireError::Malformed(what));
+    let Read(events) = form.events;
     let refused = form.refused.into_iter().map(|(place, code)| Refused { place, code }).collect();
     let received = time(form.received_ms)?;
     let sent = form.skew_ms.map(|skew_ms| form.received_ms.checked_sub(skew_ms).and_then(Timestamp::from_ms));
@@ -177,7 +239,7 @@ fn batch(form: BatchForm<'_>) -> Result<ValidBatch, WireError> {
     if form.part >= form.parts {
         return malformed(format!("there is no part {} of {}", form.part, form.parts));
     }
-    if let Some(place) = form.undated.iter().find(|place| **place as usize >= form.events.len()) {
+    if let Some(place) = form.undated.iter().find(|place| **place as usize >= events.len()) {
         return malformed(format!("there is no event at {place} without a time"));
     }
     Ok(ValidBatch {
@@ -186,7 +248,7 @@ fn batch(form: BatchForm<'_>) -> Result<ValidBatch, WireError> {
         received,
         skew_ms: form.skew_ms,
         undated: form.undated.iter().map(|place| *place as usize).collect(),
-        events: form.events.into_iter().enumerate().map(event).collect::<Result<_, _>>()?,
+        events,
         refused,
         part: form.part,
         parts: form.parts,
@@ -194,27 +256,31 @@ fn batch(form: BatchForm<'_>) -> Result<ValidBatch, WireError> {
 }
 
 /// Whoever may write to the broker may write anything, and a row that can't be read would spoil the whole project.
-fn event((place, form): (usize, EventForm<'_>)) -> Result<Event, WireError> {
-    let malformed = |reason: Reason| WireError::Malformed(format!("event {place}: {}", reason.message));
+fn event(form: EventForm<'_>) -> Result<Event, Cow<'static, str>> {
+    let broken = |reason: Reason| reason.message;
     if form.id_text.is_some_and(|text| EventId::from_text(text).uuid() != form.id) {
-        return Err(WireError::Malformed(format!("event {place}: its id isn't that of its text")));
+        return Err("its id isn't that of its text".into());
     }
     let event = Event {
         id: EventId::from_parts(form.id, form.id_text.map(str::to_owned)),
         name: form.name.to_owned(),
         description: form.description.map(str::to_owned),
         user: form.user.map(str::to_owned),
-        time: time(form.time_ms)?,
+        time: Timestamp::from_ms(form.time_ms).ok_or_else(|| no_time(form.time_ms))?,
         stream: form.stream.map(str::to_owned),
         correlation: form.correlation.map(str::to_owned),
-        properties: Properties::parse(form.properties).map_err(malformed)?,
+        properties: Properties::parse(form.properties).map_err(broken)?,
     };
-    event.check().map_err(malformed)?;
+    event.check().map_err(broken)?;
     Ok(event)
 }
 
+fn no_time(unix_ms: i64) -> String {
+    format!("{unix_ms} ms is no time")
+}
+
 fn time(unix_ms: i64) -> Result<Timestamp, WireError> {
-    Timestamp::from_ms(unix_ms).ok_or_else(|| WireError::Malformed(format!("{unix_ms} ms is no time")))
+    Timestamp::from_ms(unix_ms).ok_or_else(|| WireError::Malformed(no_time(unix_ms)))
 }
 
 /// Writes announced ranges.
@@ -266,13 +332,11 @@ mod tests {
     }
 
     fn sent(batch: &ValidBatch) -> Vec<ValidBatch> {
-        let parts = encode_batch(batch);
-        let messages = parts.iter().map(|part| message([&part[..]].into_iter()));
         let read = |bytes: Vec<u8>| {
             assert!(bytes.len() <= MESSAGE_BYTES_MAX, "{} bytes", bytes.len());
             read_message(&bytes).unwrap()
         };
-        messages.flat_map(read).collect()
+        encode_batch(batch).into_iter().flat_map(read).collect()
     }
 
     #[test]
@@ -290,6 +354,17 @@ mod tests {
             (back[0].skew_ms, &back[0].undated, &back[0].refused),
             (whole.skew_ms, &whole.undated, &whole.refused)
         );
+    }
+
+    #[test]
+    fn batches_that_share_a_message_come_back_one_by_one() {
+        let batches: Vec<ValidBatch> = (0..20).map(|number| batch(vec![event(number, "{}")])).collect();
+        let messages: Vec<Vec<u8>> = batches.iter().map(encode_whole).collect();
+        for count in [1, 2, 20] {
+            let some: Vec<&[u8]> = messages[..count].iter().map(Vec::as_slice).collect();
+            let back = read_message(&merged(&some)).unwrap();
+            assert_eq!(format!("{back:?}"), format!("{:?}", &batches[..count]));
+        }
     }
 
     #[test]
@@ -314,7 +389,7 @@ mod tests {
 
     #[test]
     fn another_version_is_told_apart_from_damage() {
-        let mut bytes = message([&encode_batch(&batch(vec![]))[0][..]].into_iter());
+        let mut bytes = encode_whole(&batch(vec![]));
         bytes[0] = VERSION + 1;
         assert!(matches!(read_message(&bytes), Err(WireError::Version { found }) if found == VERSION + 1));
         assert!(matches!(read_message(&[]), Err(WireError::Empty)));
@@ -323,13 +398,13 @@ mod tests {
 
     #[test]
     fn what_no_edge_would_have_sent_is_malformed() {
-        type Forge = fn(&mut BatchForm<'_>);
+        type Forge = fn(&mut BatchForm<Vec<EventForm<'_>>>);
         let forgeries: [(&str, Forge); 8] = [
             ("ms before", |form| form.skew_ms = Some(i64::MAX)),
             ("ms before", |form| form.skew_ms = Some(i64::MIN)),
             ("is no time", |form| form.events[1].time_ms = i64::MAX),
             ("no part 1 of 1", |form| form.part = 1),
-            ("no event at 2", |form| form.undated = vec![2].into()),
+            ("no event at 2", |form| form.undated = vec![2]),
             ("event 1: its id", |form| form.events[1].id_text = Some("another")),
             ("event 1: ", |form| form.events[1].name = ""),
             ("event 1: ", |form| form.events[1].properties = "{not json"),
@@ -337,9 +412,10 @@ mod tests {
         let whole = batch(vec![event(1, "{}"), event(2, "{}")]);
         for (expected, forge) in forgeries {
             let encoded = encode_whole(&whole);
-            let mut form: BatchForm<'_> = rmp_serde::from_slice(&encoded).unwrap();
+            let mut form: BatchForm<Vec<EventForm<'_>>> =
+                rmp_serde::from_slice(&encoded[LONE_HEAD.len()..]).unwrap();
             forge(&mut form);
-            let forged = message([&rmp_serde::to_vec(&form).unwrap()[..]].into_iter());
+            let forged = [&LONE_HEAD[..], &rmp_serde::to_vec(&form).unwrap()].concat();
             let error = read_message(&forged).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }

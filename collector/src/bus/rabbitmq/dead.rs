@@ -124,9 +124,8 @@ impl DeadLetters {
     pub async fn replay(&mut self, letter: &DeadLetter) -> Result<(), Error> {
         let batches = wire::read_message(&letter.message).map_err(|error| unavailable(&error.to_string()))?;
         for batch in &batches {
-            for part in wire::encode_batch(batch) {
+            for message in wire::encode_batch(batch) {
                 let key = Topology::routing_key(self.topology.shard(batch.project));
-                let message = wire::message([&part[..]].into_iter());
                 let mut headers = FieldTable::default();
                 headers.insert(REPLAY_HEADER.into(), AMQPValue::Boolean(true));
                 publish(&self.channel, &self.options, (self.topology.accepted(), key), &message, headers)
@@ -229,7 +228,7 @@ const FIGURE: &str = "eventbucket_dead_letters";
 
 /// Writes a batch that can't be stored as messages.
 pub(super) fn messages(batch: &ValidBatch) -> Vec<Vec<u8>> {
-    wire::encode_batch(batch).iter().map(|part| wire::message([&part[..]].into_iter())).collect()
+    wire::encode_batch(batch)
 }
 
 /// The way to the dead letters: one connection, made for the first and kept for the next, since a project that is gone sends

@@ -37,7 +37,7 @@ const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 
 pub(super) type Answer = Result<(), Error>;
 
-/// Encoded batches, or parts of one, that stand in line together and go in one message.
+/// Messages of one batch each, or of parts of one, that stand in line together and go in one.
 pub(super) type Parcel = Vec<Vec<u8>>;
 
 /// A parcel, and who waits for its confirm.
@@ -48,7 +48,7 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    pub(super) fn batches(&self) -> impl Iterator<Item = &[u8]> {
+    pub(super) fn messages(&self) -> impl Iterator<Item = &[u8]> {
         self.parcel.iter().map(Vec::as_slice)
     }
 }

@@ -74,8 +74,8 @@ async fn send_all(
     let mut look = tokio::time::interval(LOOK_PERIOD);
     loop {
         while let Some((shard, batches)) = outbox.next() {
-            let parts: Vec<&[u8]> = batches.iter().flat_map(Waiting::batches).collect();
-            let message = wire::message(parts.into_iter());
+            let messages: Vec<&[u8]> = batches.iter().flat_map(Waiting::messages).collect();
+            let message = wire::merged(&messages);
             let key = Topology::routing_key(shard);
             // Those of a message that can't be sent hear it with everybody else, when the outbox is told.
             let confirm =

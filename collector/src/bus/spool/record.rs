@@ -15,7 +15,7 @@ pub(in crate::bus) struct Unreadable {
 
 /// Writes a batch as the message it would be if messages had no bound, behind a checksum.
 pub(super) fn write(batch: &ValidBatch) -> Vec<u8> {
-    let message = wire::message([&wire::encode_whole(batch)[..]].into_iter());
+    let message = wire::encode_whole(batch);
     let mut record = Vec::with_capacity(CHECKSUM_BYTES + message.len());
     record.extend_from_slice(&crc32fast::hash(&message).to_le_bytes());
     record.extend_from_slice(&message);
