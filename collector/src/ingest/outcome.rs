@@ -13,6 +13,9 @@ pub struct Outcome {
 
 /// Puts the refused back between what was published. `refused` is in order of its places.
 pub(super) fn in_order(published: Vec<Verdict>, refused: Vec<(usize, Reason)>) -> Vec<Verdict> {
+    if refused.is_empty() {
+        return published;
+    }
     let mut verdicts = Vec::with_capacity(published.len() + refused.len());
     let mut published = published.into_iter();
     for (place, reason) in refused {

@@ -1,4 +1,4 @@
-use eventbucket_protocol::{BatchId, EventId, RawBatch, Reason, Timestamp};
+use eventbucket_protocol::{BatchId, Event, EventId, RawBatch, Reason, Timestamp};
 use uuid::Uuid;
 
 use crate::bus::message::{Refused, ValidBatch};
@@ -42,7 +42,6 @@ pub struct Valid {
 pub fn validate(project: ProjectId, raw: RawBatch<'_>, arrival: Arrival) -> Valid {
     let mut events = Vec::with_capacity(raw.events.len());
     let mut refused = Vec::new();
-    let mut ids = Vec::with_capacity(raw.events.len());
     let mut made_ids = false;
     let mut undated = Vec::new();
     for (place, event) in raw.events.into_iter().enumerate() {
@@ -52,18 +51,15 @@ pub fn validate(project: ProjectId, raw: RawBatch<'_>, arrival: Arrival) -> Vali
         match event.and_then(|event| event.complete(new_id, arrival.received)) {
             Ok(event) => {
                 made_ids |= !has_id;
-                ids.push(Some(event.id.clone()));
                 if !has_time {
                     undated.push(events.len());
                 }
                 events.push(event);
             }
-            Err(reason) => {
-                ids.push(None);
-                refused.push((place, reason));
-            }
+            Err(reason) => refused.push((place, reason)),
         }
     }
+    let ids = made_ids.then(|| ids_in_order(&events, &refused));
     let batch = ValidBatch {
         project,
         batch: raw.id.unwrap_or_else(|| BatchId::from_uuid(Uuid::now_v7())),
@@ -75,7 +71,20 @@ pub fn validate(project: ProjectId, raw: RawBatch<'_>, arrival: Arrival) -> Vali
         part: 0,
         parts: 1,
     };
-    Valid { batch, refused, ids: made_ids.then_some(ids) }
+    Valid { batch, refused, ids }
+}
+
+/// The ids by place in the body; `refused` is in order of its places.
+fn ids_in_order(events: &[Event], refused: &[(usize, Reason)]) -> Vec<Option<EventId>> {
+    let mut ids = Vec::with_capacity(events.len() + refused.len());
+    let mut passed = events.iter().map(|event| Some(event.id.clone()));
+    for (place, _) in refused {
+        let before = place - ids.len();
+        ids.extend(passed.by_ref().take(before));
+        ids.push(None);
+    }
+    ids.extend(passed);
+    ids
 }
 
 fn refused_at(place: usize, reason: &Reason) -> Refused {
@@ -123,7 +132,10 @@ mod tests {
         let ids = valid(r#"[{"name":"a","id":"1"},{"name":"b"},{}]"#).ids.unwrap();
         assert_eq!(ids[0].as_ref().unwrap().to_string(), "1");
         assert_eq!(ids[1].as_ref().unwrap().uuid().get_version_num(), 7);
-        assert_eq!(ids.len(), 3);
+        assert_eq!((&ids[2], ids.len()), (&None, 3));
+        let between = valid(r#"[{},{"name":"a"},{},{},{"name":"b","id":"2"}]"#).ids.unwrap();
+        let given: Vec<bool> = between.iter().map(Option::is_some).collect();
+        assert_eq!(given, [false, true, false, false, true]);
     }
 
     #[test]
