@@ -96,8 +96,8 @@ async fn a_history_that_can_not_be_read_is_no_other_history() {
     let (admin, name) = (database.sql().await, database.url.rsplit_once('/').unwrap().1);
     let first = format!("ALTER DATABASE {name} SET search_path = public, pg_catalog");
     admin.batch_execute(&first).await.unwrap();
-    // A question that was cancelled, a role without the right, and a server that answers again.
-    for (code, opens) in [("57014", false), ("42501", true)] {
+    // A question that was cancelled, a recovery that is about to end with another timeline, and a role without the right.
+    for (code, opens) in [("57014", false), ("55000", false), ("42501", true)] {
         let fails = format!(
             "CREATE OR REPLACE FUNCTION public.pg_control_system() RETURNS TABLE (system_identifier bigint)
              LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now' USING errcode = '{code}'; END $$"

@@ -18,15 +18,12 @@ const HISTORY: &str = "
 /// Identifier and timeline of a server that tells neither, as some hosted ones do: then a head that went back is the only sign.
 const UNTOLD: (i64, i64) = (0, 0);
 
-/// Says whether a server doesn't tell its history: a right that is missing, a function that is missing, not supported, or
-/// not there during recovery. Anything else is about the moment.
+/// Says whether a server doesn't tell its history: a right that is missing, a function that is missing or not supported.
+/// Anything else is about the moment. So is a recovery: it ends with another timeline, which whoever connected just before
+/// would never see.
 fn is_untold(error: &tokio_postgres::Error) -> bool {
-    let untold = [
-        SqlState::INSUFFICIENT_PRIVILEGE,
-        SqlState::UNDEFINED_FUNCTION,
-        SqlState::FEATURE_NOT_SUPPORTED,
-        SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
-    ];
+    let untold =
+        [SqlState::INSUFFICIENT_PRIVILEGE, SqlState::UNDEFINED_FUNCTION, SqlState::FEATURE_NOT_SUPPORTED];
     error.code().is_some_and(|code| untold.contains(code))
 }
 
