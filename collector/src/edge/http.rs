@@ -43,13 +43,21 @@ async fn batch(edge: &State, grant: Grant, head: &Parts, body: &mut Body) -> Res
     let arrival = Arrival { received: Timestamp::from_system(SystemTime::now()), sent_at };
 
     // The bytes stay drawn until the answer is made: the events live until they are stored.
-    let (valid, _drawn) = decode::decoded(held, encoding, &edge.limits, move |bytes| {
+    let (valid, drawn) = decode::decoded(held, encoding, &edge.limits, move |bytes| {
         Ok(ingest::validate(grant.project, codec::decode(bytes, format)?, arrival))
     })
     .await?;
-    let admitted = edge.ingest.admit(grant.limits, &valid).await?;
-    let outcome = edge.ingest.publish_admitted(valid, &admitted).await?;
-    Ok(reply::with_limit(reply::batch(outcome), admitted.closest))
+    let ingest = edge.ingest.clone();
+    // A task of its own: a client that leaves now is not charged for what goes no further.
+    let taking = tokio::spawn(async move {
+        let admitted = ingest.admit(grant.limits, &valid).await?;
+        let outcome = ingest.publish_admitted(valid, &admitted).await;
+        drop(drawn);
+        Ok::<_, ingest::Error>((outcome?, admitted.closest))
+    });
+    let taken = taking.await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()));
+    let (outcome, closest) = taken?;
+    Ok(reply::with_limit(reply::batch(outcome), closest))
 }
 
 /// Reads when the attempt was sent, by the sender's clock.

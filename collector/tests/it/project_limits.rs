@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use eventbucket_collector::bus::RabbitOptions;
 use eventbucket_collector::cache::{Limits, Quota};
+use eventbucket_collector::config::EdgeConfig;
 use eventbucket_servers::{Redis, shared};
 use serde_json::{Value, json};
 
+use crate::bus_fixture::{bus, options, own, until};
 use crate::harness::{Collector, eventbucket, eventually, http, run};
-use crate::in_process::{Answer, Form, Running, distributed_with};
+use crate::in_process::{Answer, Form, Running, collector_on, distributed_with};
 
 /// How soon every edge goes by new limits.
 const EVERYWHERE_WITHIN: Duration = Duration::from_secs(2);
@@ -59,6 +62,24 @@ async fn a_project_is_limited_by_what_was_set_for_it_alone() {
         set(&collector, usual).await;
         assert_eq!(limit(&send(&collector, key, 20).await), ["", ""]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_before_the_answer_is_not_charged_for_what_was_not_taken() {
+    let server = own().await;
+    let options = RabbitOptions { confirm_timeout: Duration::from_secs(2), ..options(&server) };
+    let collector = collector_on(bus(&options).await, EdgeConfig::default(), None).await;
+    let key = &collector.write_key;
+    assert_eq!(set(&collector, json!({"events_per_day": 100})).await.status, 200);
+    assert_eq!(limit(&send(&collector, key, 1).await), ["100", "99"]);
+    server.pause().unwrap();
+    let request = collector.client.post(collector.url("/v1/events")).bearer_auth(key);
+    let leaving = request.json(&vec![json!({"name": "a"}); 10]).timeout(Duration::from_millis(500));
+    assert!(leaving.send().await.unwrap_err().is_timeout());
+    // An empty batch is charged nothing and tells what is left.
+    until("it was given back", || async { limit(&send(&collector, key, 0).await) == ["100", "99"] }).await;
+    server.resume().unwrap();
+    until("it goes on", || async { send(&collector, key, 1).await.status == 200 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
