@@ -19,7 +19,7 @@ pub mod project;
 /// The HTTP side: connections, decoding, replies, health.
 pub mod edge;
 
-/// From a decoded batch to its verdicts: authenticate, validate, publish.
+/// From a decoded batch to its verdicts: authenticate, validate, prepare, publish.
 pub mod ingest;
 
 /// What stages send each other.

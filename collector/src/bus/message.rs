@@ -1,12 +1,13 @@
 //! What stages send each other.
 
-use eventbucket_protocol::{BatchId, Code, Event, Timestamp, Verdict};
+use eventbucket_protocol::{BatchId, CheckedEvent, Code, Event, Timestamp, Verdict};
 
 use crate::project::ProjectId;
 
-/// A batch that ingest has authenticated, decoded and validated: what storage appends.
+/// A batch that ingest has authenticated, decoded and validated: what storage appends. Within the edge its events may still
+/// have their texts in the body.
 #[derive(Clone, Debug)]
-pub struct ValidBatch {
+pub struct ValidBatch<E = Event> {
     /// The project the key belongs to.
     pub project: ProjectId,
     /// The id the client gave, or one made on arrival.
@@ -16,7 +17,7 @@ pub struct ValidBatch {
     /// What to add to the sender's times to get ours, when its clock is off by more than the network explains.
     pub skew_ms: Option<i64>,
     /// The events that passed, in the order of the body.
-    pub events: Vec<Event>,
+    pub events: Vec<E>,
     /// Which of `events`, by place and in order, came without a time: theirs is `received`, by our clock.
     pub undated: Vec<usize>,
     /// What of the body was refused before it came here, in the order of its places; part of the ledger.
@@ -37,7 +38,7 @@ pub struct Refused {
     pub code: Code,
 }
 
-impl ValidBatch {
+impl<E> ValidBatch<E> {
     /// How many events of the body were refused, for the ledger.
     #[must_use]
     pub fn rejected(&self) -> u64 {
@@ -50,6 +51,14 @@ impl ValidBatch {
         self.undated.binary_search(&place).is_err()
     }
 
+    /// What to add to the time of the event at a place: a sender's clock can be wrong only about times it gave.
+    #[must_use]
+    pub fn skew_ms_at(&self, place: usize) -> Option<i64> {
+        self.skew_ms.filter(|_| self.is_dated(place))
+    }
+}
+
+impl ValidBatch {
     /// The batch with the events at these places alone, which must be in order; what was refused of the body stays behind.
     #[must_use]
     pub fn only(&self, places: &[usize]) -> Self {
@@ -67,11 +76,23 @@ impl ValidBatch {
             parts: self.parts,
         }
     }
+}
 
-    /// What to add to the time of the event at a place: a sender's clock can be wrong only about times it gave.
+impl ValidBatch<CheckedEvent<'_>> {
+    /// Lets go of the body.
     #[must_use]
-    pub fn skew_ms_at(&self, place: usize) -> Option<i64> {
-        self.skew_ms.filter(|_| self.is_dated(place))
+    pub fn into_owned(self) -> ValidBatch {
+        ValidBatch {
+            project: self.project,
+            batch: self.batch,
+            received: self.received,
+            skew_ms: self.skew_ms,
+            events: self.events.into_iter().map(CheckedEvent::into_owned).collect(),
+            undated: self.undated,
+            refused: self.refused,
+            part: self.part,
+            parts: self.parts,
+        }
     }
 }
 

@@ -27,6 +27,7 @@ mod error;
 use std::future::pending;
 use std::sync::Arc;
 
+use eventbucket_protocol::CheckedEvent;
 use tokio::sync::{broadcast, mpsc};
 
 pub use error::Error;
@@ -36,6 +37,7 @@ pub use rabbitmq::{DeadLetter, DeadLetters, RabbitOptions};
 use rate::DrainRate;
 pub use share::{Share, Work};
 pub use spool::SpoolOptions;
+use wire::Encoded;
 
 /// The bus, whatever carries it. Clones share it.
 #[derive(Clone)]
@@ -45,6 +47,27 @@ pub struct Bus(Backend);
 enum Backend {
     InProcess(in_process::InProcess),
     RabbitMq(rabbitmq::RabbitMq),
+}
+
+/// A batch in the form in which its bus carries it.
+pub struct Packed(Form);
+
+enum Form {
+    InProcess(in_process::InProcess, ValidBatch),
+    RabbitMq(rabbitmq::RabbitMq, Encoded),
+}
+
+impl Packed {
+    /// Hands the batch over to storage, as [`Bus::publish`] does.
+    ///
+    /// # Errors
+    /// Then the batch is not known to be stored: send it again.
+    pub async fn publish(self) -> Result<Published, Error> {
+        match self.0 {
+            Form::InProcess(bus, batch) => bus.publish(batch).await,
+            Form::RabbitMq(bus, batch) => bus.publish(batch).await,
+        }
+    }
 }
 
 /// An accepted batch on its way to storage.
@@ -168,6 +191,16 @@ impl Bus {
         Self(Backend::InProcess(in_process::InProcess::new(limits)))
     }
 
+    /// Brings a batch into the form in which the bus carries it, straight from the body: for a broker no text of an event is
+    /// copied in between. Long work for a large batch.
+    #[must_use]
+    pub fn pack(&self, batch: ValidBatch<CheckedEvent<'_>>) -> Packed {
+        Packed(match &self.0 {
+            Backend::InProcess(bus) => Form::InProcess(bus.clone(), batch.into_owned()),
+            Backend::RabbitMq(bus) => Form::RabbitMq(bus.clone(), Encoded::of(&batch)),
+        })
+    }
+
     /// Hands a batch over to storage. In process this resolves when the batch is committed and the verdicts are final.
     /// A caller that stops waiting leaves the batch on its way.
     ///
@@ -176,7 +209,7 @@ impl Bus {
     pub async fn publish(&self, batch: ValidBatch) -> Result<Published, Error> {
         match &self.0 {
             Backend::InProcess(bus) => bus.publish(batch).await,
-            Backend::RabbitMq(bus) => bus.publish(batch).await,
+            Backend::RabbitMq(bus) => bus.publish(Encoded::of(&batch)).await,
         }
     }
 

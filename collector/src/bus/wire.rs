@@ -5,8 +5,11 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use bytes::Bytes;
 use eventbucket_protocol::limits::BATCH_EVENTS_MAX;
-use eventbucket_protocol::{BatchId, Code, Event, EventId, Properties, Reason, Timestamp};
+use eventbucket_protocol::{
+    BatchId, CheckedEvent, Code, Event, EventId, Properties, Reason, Texts, Timestamp,
+};
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
@@ -64,7 +67,7 @@ struct BatchForm<E> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct EventForm<'a> {
+pub(super) struct EventForm<'a> {
     id: Uuid,
     id_text: Option<&'a str>,
     name: &'a str,
@@ -76,8 +79,65 @@ struct EventForm<'a> {
     correlation: Option<&'a str>,
 }
 
+/// A batch as its messages, each of which holds nothing but one part of it.
+#[derive(Clone, Debug)]
+pub(super) struct Encoded {
+    pub(super) project: ProjectId,
+    pub(super) received: Timestamp,
+    /// How many events are in it.
+    pub(super) events: usize,
+    pub(super) messages: Vec<Bytes>,
+}
+
+impl Encoded {
+    pub(super) fn of<E: Carried>(batch: &ValidBatch<E>) -> Self {
+        let messages = encode_batch(batch).into_iter().map(Bytes::from).collect();
+        Self { project: batch.project, received: batch.received, events: batch.events.len(), messages }
+    }
+}
+
+/// An event that can be written, wherever its texts are.
+pub(super) trait Carried {
+    fn form(&self) -> EventForm<'_>;
+}
+
+impl Carried for Event {
+    fn form(&self) -> EventForm<'_> {
+        EventForm::of(&self.id, self.time, self.texts(), self.properties.as_json())
+    }
+}
+
+impl Carried for CheckedEvent<'_> {
+    fn form(&self) -> EventForm<'_> {
+        EventForm::of(&self.id, self.time, self.texts(), self.properties.as_json())
+    }
+}
+
+impl<'a> EventForm<'a> {
+    fn of(id: &EventId, time: Timestamp, texts: Texts<'a>, properties: &'a str) -> Self {
+        Self {
+            id: id.uuid(),
+            id_text: texts.id,
+            name: texts.name,
+            time_ms: time.ms(),
+            user: texts.user,
+            properties,
+            description: texts.description,
+            stream: texts.stream,
+            correlation: texts.correlation,
+        }
+    }
+
+    /// What it takes at most.
+    fn bytes_max(&self) -> usize {
+        let rare = [self.id_text, self.description, self.stream, self.correlation];
+        let rare: usize = rare.iter().flatten().map(|text| text.len()).sum();
+        EVENT_OVERHEAD_BYTES + self.name.len() + self.user.map_or(0, str::len) + self.properties.len() + rare
+    }
+}
+
 /// Writes a batch as one or more messages, each of which holds nothing but one part of it.
-pub(super) fn encode_batch(batch: &ValidBatch) -> Vec<Vec<u8>> {
+pub(super) fn encode_batch<E: Carried>(batch: &ValidBatch<E>) -> Vec<Vec<u8>> {
     let whole = encode_part(batch, 0..batch.events.len(), 0, 1);
     if whole.len() + HEAD_BYTES <= MESSAGE_BYTES_MAX {
         return vec![whole];
@@ -88,21 +148,19 @@ pub(super) fn encode_batch(batch: &ValidBatch) -> Vec<Vec<u8>> {
     ranges.map(|(events, part)| encode_part(batch, events, part, parts)).collect()
 }
 
-/// Writes a batch as one message, however large.
-pub(super) fn encode_whole(batch: &ValidBatch) -> Vec<u8> {
-    encode_part(batch, 0..batch.events.len(), 0, 1)
-}
-
 /// What an event takes beside its texts, at most: its id, its time, and the heads of ten values.
 const EVENT_OVERHEAD_BYTES: usize = 80;
 
+/// What a batch takes beside its events, as long as nothing was refused.
+const BATCH_OVERHEAD_BYTES: usize = 128;
+
 /// Where to cut a batch so that each part stays below the bound. The refused all travel with the first: 10,000 of them take
 /// 300 KiB.
-fn cuts(batch: &ValidBatch) -> Vec<std::ops::Range<usize>> {
+fn cuts<E: Carried>(batch: &ValidBatch<E>) -> Vec<std::ops::Range<usize>> {
     const PART_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
     let (mut cuts, mut first, mut bytes) = (Vec::new(), 0, 0);
     for (place, event) in batch.events.iter().enumerate() {
-        let size = event.size_bytes() + EVENT_OVERHEAD_BYTES;
+        let size = event.form().bytes_max();
         if bytes + size > PART_BYTES_MAX && place > first {
             cuts.push(first..place);
             (first, bytes) = (place, 0);
@@ -113,7 +171,12 @@ fn cuts(batch: &ValidBatch) -> Vec<std::ops::Range<usize>> {
     cuts
 }
 
-fn encode_part(batch: &ValidBatch, places: std::ops::Range<usize>, part: u16, parts: u16) -> Vec<u8> {
+fn encode_part<E: Carried>(
+    batch: &ValidBatch<E>,
+    places: std::ops::Range<usize>,
+    part: u16,
+    parts: u16,
+) -> Vec<u8> {
     let place = |place: usize| u32::try_from(place).expect("a batch holds at most 10,000 events");
     let undated = batch.undated.iter().filter(|undated| places.contains(undated));
     let refused = if part == 0 { &batch.refused[..] } else { &[] };
@@ -130,36 +193,19 @@ fn encode_part(batch: &ValidBatch, places: std::ops::Range<usize>, part: u16, pa
         events: Written(events),
     };
     // Room for all of it at once: growing would copy every byte once more.
-    let room = BATCH_OVERHEAD_BYTES + events.iter().map(Event::size_bytes).sum::<usize>();
-    let mut message = Vec::with_capacity(room);
+    let room = events.iter().map(|event| event.form().bytes_max()).sum::<usize>();
+    let mut message = Vec::with_capacity(BATCH_OVERHEAD_BYTES + room);
     message.extend_from_slice(&LONE_HEAD);
     rmp_serde::encode::write(&mut message, &form).expect("numbers and texts are always MessagePack");
     message
 }
 
-/// What a batch takes beside its events, as long as nothing was refused.
-const BATCH_OVERHEAD_BYTES: usize = 128;
-
 /// Events that are written one after the other.
-struct Written<'a>(&'a [Event]);
+struct Written<'a, E>(&'a [E]);
 
-impl Serialize for Written<'_> {
+impl<E: Carried> Serialize for Written<'_, E> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(event_form))
-    }
-}
-
-fn event_form(event: &Event) -> EventForm<'_> {
-    EventForm {
-        id: event.id.uuid(),
-        id_text: event.id.text(),
-        name: &event.name,
-        time_ms: event.time.ms(),
-        user: event.user.as_deref(),
-        properties: event.properties.as_json(),
-        description: event.description.as_deref(),
-        stream: event.stream.as_deref(),
-        correlation: event.correlation.as_deref(),
+        serializer.collect_seq(self.0.iter().map(Carried::form))
     }
 }
 
@@ -299,143 +345,4 @@ pub(super) fn read_ranges(bytes: &[u8]) -> Result<Vec<StoredRange>, WireError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn event(number: u128, properties: &str) -> Event {
-        Event {
-            id: EventId::from_uuid(Uuid::from_u128(number)),
-            name: "order_paid".to_owned(),
-            description: None,
-            user: Some("ada".to_owned()),
-            time: Timestamp::from_ms(1_700_000_000_000).unwrap(),
-            stream: None,
-            correlation: Some("c".to_owned()),
-            properties: Properties::parse(properties).unwrap(),
-        }
-    }
-
-    fn batch(events: Vec<Event>) -> ValidBatch {
-        ValidBatch {
-            project: ProjectId(7),
-            batch: BatchId::from_uuid(Uuid::from_u128(9)),
-            received: Timestamp::from_ms(1_700_000_000_001).unwrap(),
-            skew_ms: Some(-70_000),
-            undated: (0..events.len()).filter(|place| place % 3 == 1).collect(),
-            events,
-            refused: vec![Refused { place: 4, code: Code::TooDeep }],
-            part: 0,
-            parts: 1,
-        }
-    }
-
-    fn sent(batch: &ValidBatch) -> Vec<ValidBatch> {
-        let read = |bytes: Vec<u8>| {
-            assert!(bytes.len() <= MESSAGE_BYTES_MAX, "{} bytes", bytes.len());
-            read_message(&bytes).unwrap()
-        };
-        encode_batch(batch).into_iter().flat_map(read).collect()
-    }
-
-    #[test]
-    fn a_batch_comes_back_as_it_was() {
-        let text = Event { id: EventId::from_text("order-17"), ..event(1, "{}") };
-        let whole = batch(vec![event(1, r#"{"a":[1,2.5,"x"]}"#), text, event(3, "{}")]);
-        let back = sent(&whole);
-        assert_eq!(back.len(), 1);
-        assert_eq!(back[0].events, whole.events);
-        assert_eq!(
-            (back[0].project, back[0].batch, back[0].received),
-            (whole.project, whole.batch, whole.received)
-        );
-        assert_eq!(
-            (back[0].skew_ms, &back[0].undated, &back[0].refused),
-            (whole.skew_ms, &whole.undated, &whole.refused)
-        );
-    }
-
-    #[test]
-    fn batches_that_share_a_message_come_back_one_by_one() {
-        let batches: Vec<ValidBatch> = (0..20).map(|number| batch(vec![event(number, "{}")])).collect();
-        let messages: Vec<Vec<u8>> = batches.iter().map(encode_whole).collect();
-        for count in [1, 2, 20] {
-            let some: Vec<&[u8]> = messages[..count].iter().map(Vec::as_slice).collect();
-            let back = read_message(&merged(&some)).unwrap();
-            assert_eq!(format!("{back:?}"), format!("{:?}", &batches[..count]));
-        }
-    }
-
-    #[test]
-    fn the_largest_batch_travels_in_parts_that_fit() {
-        let large = format!(r#"{{"x":"{}"}}"#, "y".repeat(200 * 1024));
-        let whole = batch((0..80).map(|number| event(number, &large)).collect());
-        let parts = sent(&whole);
-        assert!(parts.len() > 15, "{} parts", parts.len());
-        let numbers: Vec<u16> = parts.iter().map(|part| part.part).collect();
-        assert_eq!(numbers, (0..parts[0].parts).collect::<Vec<_>>());
-        let refused: Vec<usize> = parts.iter().map(|part| part.refused.len()).collect();
-        assert_eq!((refused[0], refused.iter().sum::<usize>()), (1, 1), "they are counted once");
-        let mut place = 0;
-        for part in &parts {
-            for own in 0..part.events.len() {
-                assert_eq!(part.is_dated(own), whole.is_dated(place));
-                place += 1;
-            }
-        }
-        assert_eq!(parts.into_iter().flat_map(|part| part.events).collect::<Vec<_>>(), whole.events);
-    }
-
-    #[test]
-    fn another_version_is_told_apart_from_damage() {
-        let mut bytes = encode_whole(&batch(vec![]));
-        bytes[0] = VERSION + 1;
-        assert!(matches!(read_message(&bytes), Err(WireError::Version { found }) if found == VERSION + 1));
-        assert!(matches!(read_message(&[]), Err(WireError::Empty)));
-        assert!(matches!(read_message(&[VERSION, 0xc1]), Err(WireError::Malformed(_))));
-    }
-
-    #[test]
-    fn what_no_edge_would_have_sent_is_malformed() {
-        type Forge = fn(&mut BatchForm<Vec<EventForm<'_>>>);
-        let forgeries: [(&str, Forge); 8] = [
-            ("ms before", |form| form.skew_ms = Some(i64::MAX)),
-            ("ms before", |form| form.skew_ms = Some(i64::MIN)),
-            ("is no time", |form| form.events[1].time_ms = i64::MAX),
-            ("no part 1 of 1", |form| form.part = 1),
-            ("no event at 2", |form| form.undated = vec![2]),
-            ("event 1: its id", |form| form.events[1].id_text = Some("another")),
-            ("event 1: ", |form| form.events[1].name = ""),
-            ("event 1: ", |form| form.events[1].properties = "{not json"),
-        ];
-        let whole = batch(vec![event(1, "{}"), event(2, "{}")]);
-        for (expected, forge) in forgeries {
-            let encoded = encode_whole(&whole);
-            let mut form: BatchForm<Vec<EventForm<'_>>> =
-                rmp_serde::from_slice(&encoded[LONE_HEAD.len()..]).unwrap();
-            forge(&mut form);
-            let forged = [&LONE_HEAD[..], &rmp_serde::to_vec(&form).unwrap()].concat();
-            let error = read_message(&forged).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn ranges_come_back() {
-        let all = [StoredRange { project: ProjectId(1), first: 5, last: 9 }];
-        assert_eq!(read_ranges(&ranges(&all)).unwrap(), all);
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = read_message(&bytes);
-            let _ = read_ranges(&bytes);
-            let mut known = vec![VERSION];
-            known.extend(bytes);
-            let _ = read_message(&known);
-            let _ = read_ranges(&known);
-        }
-    }
-}
+mod tests;

@@ -12,7 +12,7 @@ use super::{State, body, cors, decode, key, reply};
 use crate::ingest::{self, Arrival};
 use crate::project::Grant;
 
-/// `POST /v1/events`: authenticate → decode → validate → publish → verdicts.
+/// `POST /v1/events`: authenticate → decode → validate → prepare → publish → verdicts.
 pub(super) async fn take_events(extract::State(edge): extract::State<State>, request: Request) -> Response {
     let (head, mut body) = request.into_parts();
     let grant = match key::sender(&edge, &head.headers).await {
@@ -43,15 +43,16 @@ async fn batch(edge: &State, grant: Grant, head: &Parts, body: &mut Body) -> Res
     let arrival = Arrival { received: Timestamp::from_system(SystemTime::now()), sent_at };
 
     // The bytes stay drawn until the answer is made: the events live until they are stored.
-    let (valid, drawn) = decode::decoded(held, encoding, &edge.limits, move |bytes| {
-        Ok(ingest::validate(grant.project, codec::decode(bytes, format)?, arrival))
+    let ingest = edge.ingest.clone();
+    let (prepared, drawn) = decode::decoded(held, encoding, &edge.limits, move |bytes| {
+        Ok(ingest.prepare(ingest::validate(grant.project, codec::decode(bytes, format)?, arrival)))
     })
     .await?;
     let ingest = edge.ingest.clone();
     // A task of its own: a client that leaves now is not charged for what goes no further.
     let taking = tokio::spawn(async move {
-        let admitted = ingest.admit(grant.limits, &valid).await?;
-        let outcome = ingest.publish_admitted(valid, &admitted).await;
+        let admitted = ingest.admit(grant.limits, &prepared).await?;
+        let outcome = ingest.publish_admitted(prepared, &admitted).await;
         drop(drawn);
         Ok::<_, ingest::Error>((outcome?, admitted.closest))
     });

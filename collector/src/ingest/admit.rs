@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Error, Ingest, Valid};
+use super::{Error, Ingest, Prepared};
 use crate::cache::{Bound, Left, Taken};
 use crate::project::{OwnLimits, ProjectId};
 
@@ -19,15 +19,15 @@ impl Ingest {
     ///
     /// # Errors
     /// [`Error::Limited`] with when to send again; where there are limits, what is wrong with the bus.
-    pub async fn admit(&self, own: OwnLimits, valid: &Valid) -> Result<Admitted, Error> {
+    pub async fn admit(&self, own: OwnLimits, prepared: &Prepared) -> Result<Admitted, Error> {
         let limits = self.limits.for_project(own);
         if limits.none() {
             return Ok(Admitted { closest: None, taken: None });
         }
         // What can't be published would be taken only to be given back.
         self.bus.serving()?;
-        let project = valid.batch.project;
-        let events = (valid.batch.events.len() + valid.refused.len()) as u64;
+        let project = prepared.project;
+        let events = (prepared.events + prepared.refused.len()) as u64;
         let taken = self.cache.take(project, events, &limits).await;
         if taken.recount {
             self.recounts.want(project);

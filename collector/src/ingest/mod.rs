@@ -1,4 +1,4 @@
-//! From a decoded batch to its verdicts: authenticate → validate → publish → outcome.
+//! From a decoded batch to its verdicts: authenticate → validate → prepare → publish → outcome.
 
 /// What a key may do, asked of the cache, then the store.
 mod authenticate;
@@ -20,12 +20,12 @@ mod error;
 
 use std::sync::Arc;
 
-use eventbucket_protocol::RawBatch;
+use eventbucket_protocol::{BatchId, EventId, RawBatch, Reason};
 
-use crate::bus::Bus;
 use crate::bus::message::Spooled;
+use crate::bus::{Bus, Packed};
 use crate::cache::{Cache, Limits};
-use crate::project::Grant;
+use crate::project::{Grant, ProjectId};
 use crate::store::Store;
 
 pub use crate::cache::Left;
@@ -34,6 +34,17 @@ pub use error::Error;
 pub use outcome::Outcome;
 use recount::Recounts;
 pub use validate::{Arrival, SKEW_MS_MIN, Valid, validate};
+
+/// A valid batch that has let go of its body, ready to be published.
+pub struct Prepared {
+    project: ProjectId,
+    batch: BatchId,
+    packed: Packed,
+    /// How many events passed.
+    events: usize,
+    refused: Vec<(usize, Reason)>,
+    ids: Option<Vec<Option<EventId>>>,
+}
 
 /// Takes batches in. Clones share what is behind it.
 #[derive(Clone)]
@@ -81,12 +92,20 @@ impl Ingest {
         authenticate::grant(key, &self.store, &self.cache).await
     }
 
-    /// Takes a batch all the way: what [`validate()`] and [`Ingest::publish`] do, in one.
+    /// Takes a batch all the way: what [`validate()`], [`Ingest::prepare`] and [`Ingest::publish`] do, in one.
     ///
     /// # Errors
     /// Those of [`Ingest::publish`].
     pub async fn take(&self, grant: Grant, raw: RawBatch<'_>, arrival: Arrival) -> Result<Outcome, Error> {
-        self.publish(validate(grant.project, raw, arrival)).await
+        self.publish(self.prepare(validate(grant.project, raw, arrival))).await
+    }
+
+    /// Brings what passed into the form in which the bus carries it.
+    #[must_use]
+    pub fn prepare(&self, valid: Valid<'_>) -> Prepared {
+        let Valid { batch, refused, ids } = valid;
+        let (project, id, events) = (batch.project, batch.batch, batch.events.len());
+        Prepared { project, batch: id, packed: self.bus.pack(batch), events, refused, ids }
     }
 
     /// Publishes a batch that was admitted. One that isn't taken costs its project nothing: what is sent again after a 503
@@ -94,9 +113,9 @@ impl Ingest {
     ///
     /// # Errors
     /// Those of [`Ingest::publish`].
-    pub async fn publish_admitted(&self, valid: Valid, admitted: &Admitted) -> Result<Outcome, Error> {
-        let project = valid.batch.project;
-        let published = self.publish(valid).await;
+    pub async fn publish_admitted(&self, prepared: Prepared, admitted: &Admitted) -> Result<Outcome, Error> {
+        let project = prepared.project;
+        let published = self.publish(prepared).await;
         if let Err(Error::Bus(_)) = published {
             self.give_back(project, admitted).await;
         }
@@ -108,16 +127,15 @@ impl Ingest {
     ///
     /// # Errors
     /// Then nothing is known of the batch, and it is to be sent again.
-    pub async fn publish(&self, valid: Valid) -> Result<Outcome, Error> {
-        let Valid { batch, refused, ids } = valid;
-        if batch.events.is_empty() && refused.is_empty() {
-            return Ok(Outcome { batch: batch.batch, verdicts: Vec::new(), ids });
+    pub async fn publish(&self, prepared: Prepared) -> Result<Outcome, Error> {
+        let Prepared { batch, packed, events, refused, ids, .. } = prepared;
+        if events == 0 && refused.is_empty() {
+            return Ok(Outcome { batch, verdicts: Vec::new(), ids });
         }
-        let (id, sent) = (batch.batch, batch.events.len());
-        let published = self.bus.publish(batch).await?;
-        if published.verdicts.len() != sent {
-            return Err(Error::VerdictsMissing { events: sent, verdicts: published.verdicts.len() });
+        let published = packed.publish().await?;
+        if published.verdicts.len() != events {
+            return Err(Error::VerdictsMissing { events, verdicts: published.verdicts.len() });
         }
-        Ok(Outcome { batch: id, verdicts: outcome::in_order(published.verdicts, refused), ids })
+        Ok(Outcome { batch, verdicts: outcome::in_order(published.verdicts, refused), ids })
     }
 }

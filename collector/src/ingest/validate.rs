@@ -1,4 +1,4 @@
-use eventbucket_protocol::{BatchId, Event, EventId, RawBatch, Reason, Timestamp};
+use eventbucket_protocol::{BatchId, CheckedEvent, EventId, RawBatch, Reason, Timestamp};
 use uuid::Uuid;
 
 use crate::bus::message::{Refused, ValidBatch};
@@ -26,11 +26,11 @@ impl Arrival {
     }
 }
 
-/// A batch whose events are all complete or refused.
+/// A batch whose events are all complete or refused, their texts still in its body.
 #[derive(Debug)]
-pub struct Valid {
+pub struct Valid<'a> {
     /// What is to be stored.
-    pub batch: ValidBatch,
+    pub batch: ValidBatch<CheckedEvent<'a>>,
     /// What was refused, by its place in the body, in order.
     pub refused: Vec<(usize, Reason)>,
     /// The ids by place in the body, when the collector made some.
@@ -39,7 +39,7 @@ pub struct Valid {
 
 /// Completes every event of a batch or refuses it; ids that are missing are made here.
 #[must_use]
-pub fn validate(project: ProjectId, raw: RawBatch<'_>, arrival: Arrival) -> Valid {
+pub fn validate(project: ProjectId, raw: RawBatch<'_>, arrival: Arrival) -> Valid<'_> {
     let mut events = Vec::with_capacity(raw.events.len());
     let mut refused = Vec::new();
     let mut made_ids = false;
@@ -48,7 +48,7 @@ pub fn validate(project: ProjectId, raw: RawBatch<'_>, arrival: Arrival) -> Vali
         let has_id = event.as_ref().is_ok_and(|event| event.id.is_some());
         let has_time = event.as_ref().is_ok_and(|event| event.time.is_some());
         let new_id = || EventId::from_uuid(Uuid::now_v7());
-        match event.and_then(|event| event.complete(new_id, arrival.received)) {
+        match event.and_then(|event| event.check(new_id, arrival.received)) {
             Ok(event) => {
                 made_ids |= !has_id;
                 if !has_time {
@@ -75,7 +75,7 @@ pub fn validate(project: ProjectId, raw: RawBatch<'_>, arrival: Arrival) -> Vali
 }
 
 /// The ids by place in the body; `refused` is in order of its places.
-fn ids_in_order(events: &[Event], refused: &[(usize, Reason)]) -> Vec<Option<EventId>> {
+fn ids_in_order(events: &[CheckedEvent<'_>], refused: &[(usize, Reason)]) -> Vec<Option<EventId>> {
     let mut ids = Vec::with_capacity(events.len() + refused.len());
     let mut passed = events.iter().map(|event| Some(event.id.clone()));
     for (place, _) in refused {
@@ -103,7 +103,7 @@ mod tests {
         Timestamp::from_ms(unix_ms).unwrap()
     }
 
-    fn valid(body: &str) -> Valid {
+    fn valid(body: &str) -> Valid<'_> {
         let raw = decode(body.as_bytes(), Format::Json).unwrap();
         validate(ProjectId(1), raw, Arrival { received: at(5), sent_at: None })
     }

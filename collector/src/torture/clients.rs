@@ -121,7 +121,7 @@ impl Batches {
 pub(super) fn as_accepted(attempt: &Attempt, project: ProjectId) -> Option<ValidBatch> {
     let raw = decode(&attempt.body, Format::from_content_type(attempt.content_type)?).ok()?;
     let received = Timestamp::from_system(SystemTime::now());
-    Some(validate(project, raw, Arrival { received, sent_at: None }).batch)
+    Some(validate(project, raw, Arrival { received, sent_at: None }).batch.into_owned())
 }
 
 impl Clients {

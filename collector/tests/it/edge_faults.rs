@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use eventbucket_collector::bus::{self, Bus};
 use eventbucket_collector::cache::{Cache, Limits, Quota, Recalled};
-use eventbucket_collector::ingest::{self, Arrival, Ingest, Valid, validate};
+use eventbucket_collector::ingest::{self, Arrival, Ingest, Prepared, validate};
 use eventbucket_collector::project::{Grant, KeyHash, KeyKind, OwnLimits, ProjectId};
 use eventbucket_collector::query::Reader;
 use eventbucket_collector::store::{DATABASE_FILE, NewProject, PostgresOptions, SqliteOptions, Store};
@@ -16,11 +16,11 @@ use futures_util::FutureExt as _;
 use crate::cache_fixture::Asked as _;
 use crate::store_fixture::{eventually, project};
 
-/// Events that nobody sent before, as they are after decoding.
-fn batch(project: ProjectId, events: usize) -> Valid {
+/// Events that nobody sent before, as they are before the limits.
+fn batch(ingest: &Ingest, project: ProjectId, events: usize) -> Prepared {
     let body = format!("[{}]", vec![r#"{"name":"tick"}"#; events].join(","));
     let arrival = Arrival { received: Timestamp::from_ms(1_700_000_000_000).unwrap(), sent_at: None };
-    validate(project, decode(body.as_bytes(), Format::Json).unwrap(), arrival)
+    ingest.prepare(validate(project, decode(body.as_bytes(), Format::Json).unwrap(), arrival))
 }
 
 #[tokio::test]
@@ -34,20 +34,20 @@ async fn a_batch_that_is_not_taken_costs_its_project_nothing() {
     let limits = Limits { rate: None, quota: Quota { per_day: Some(100), per_month: None } };
     let ingest = Ingest::new(bus.clone(), store, cache).with_limits(limits);
 
-    let first = batch(shop, 10);
+    let first = batch(&ingest, shop, 10);
     let admitted = ingest.admit(OwnLimits::default(), &first).await.unwrap();
     let mut waiting = pin!(ingest.publish_admitted(first, &admitted));
     assert!(waiting.as_mut().now_or_never().is_none(), "nobody stores it");
-    let second = batch(shop, 20);
+    let second = batch(&ingest, shop, 20);
     let admitted = ingest.admit(OwnLimits::default(), &second).await.unwrap();
     let refused = ingest.publish_admitted(second, &admitted).await.unwrap_err();
     assert!(matches!(refused, ingest::Error::Bus(bus::Error::Full { .. })), "{refused}");
     bus.close();
-    let third = batch(shop, 30);
+    let third = batch(&ingest, shop, 30);
     let admitted = ingest.admit(OwnLimits::default(), &third).await.unwrap();
     let refused = ingest.publish_admitted(third, &admitted).await.unwrap_err();
     assert!(matches!(refused, ingest::Error::Bus(bus::Error::Closed)), "{refused}");
-    let left = ingest.admit(OwnLimits::default(), &batch(shop, 1)).await.unwrap().closest.unwrap();
+    let left = ingest.admit(OwnLimits::default(), &batch(&ingest, shop, 1)).await.unwrap().closest.unwrap();
     assert_eq!(left.remaining, 100 - 10 - 1, "the batch that waits, and this one");
 }
 

@@ -99,7 +99,7 @@ async fn refused_in_the_end(store: &Store, cache: Cache, shop: ProjectId, per_da
         let raw = codec::decode(br#"[{"name":"tick"}]"#, Format::Json).unwrap();
         let now = Timestamp::from_system(SystemTime::now());
         let valid = validate(shop, raw, Arrival { received: now, sent_at: None });
-        match ingest.admit(OwnLimits::default(), &valid).await {
+        match ingest.admit(OwnLimits::default(), &ingest.prepare(valid)).await {
             Ok(_) => {}
             Err(Error::Limited { bound: found, .. }) => bound.set(Some(found)),
             Err(error) => panic!("{error}"),

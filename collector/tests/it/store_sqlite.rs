@@ -271,7 +271,7 @@ async fn an_event_without_a_time_is_counted_in_the_hour_of_its_arrival_whatever_
     let body = format!(r#"[{{"name":"undated","id":"u"}},{{"name":"dated","time":{}}}]"#, NOON - 5 * HOUR);
     let raw = decode(body.as_bytes(), Format::Json).unwrap();
     let arrival = Arrival { received: at(NOON), sent_at: Some(at(NOON - 5 * HOUR)) };
-    store.append(vec![validate(shop, raw, arrival).batch]).await.unwrap();
+    store.append(vec![validate(shop, raw, arrival).batch.into_owned()]).await.unwrap();
     count_all(&store, shop).await;
     let query = CountsQuery { by: CountsBy::Hour, ..CountsQuery::default() };
     let hours: Vec<_> =
@@ -281,7 +281,7 @@ async fn an_event_without_a_time_is_counted_in_the_hour_of_its_arrival_whatever_
     assert_eq!((undated.event.time, undated.skew_ms), (at(NOON), None));
     // Sent again an hour later it is the same event still.
     let raw = decode(br#"{"name":"undated","id":"u"}"#, Format::Json).unwrap();
-    let again = validate(shop, raw, Arrival { received: at(NOON + HOUR), sent_at: None }).batch;
+    let again = validate(shop, raw, Arrival { received: at(NOON + HOUR), sent_at: None }).batch.into_owned();
     let verdicts = store.append(vec![again]).await.unwrap().remove(0).verdicts;
     assert_eq!(verdicts, [Verdict::Duplicate { differs: false }]);
 }

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use crate::limits::{
     DESCRIPTION_CHARS_MAX, EVENT_BYTES_MAX, ID_CHARS_MAX, NAME_CHARS_MAX, REFERENCE_CHARS_MAX,
 };
-use crate::{Code, EventId, Properties, Reason, Timestamp};
+use crate::{CheckedProperties, Code, EventId, Properties, Reason, Timestamp};
 
 /// A fact: something with a name happened at a time. Every value here has passed the limits.
 ///
@@ -34,15 +34,20 @@ impl Event {
     /// # Errors
     /// The first field that breaks a limit.
     pub fn check(&self) -> Result<(), Reason> {
-        let texts = Texts {
+        self.texts().check()
+    }
+
+    /// Returns its texts.
+    #[must_use]
+    pub fn texts(&self) -> Texts<'_> {
+        Texts {
             name: &self.name,
             id: self.id.text(),
             description: self.description.as_deref(),
             user: self.user.as_deref(),
             stream: self.stream.as_deref(),
             correlation: self.correlation.as_deref(),
-        };
-        texts.check()
+        }
     }
 
     /// Estimates the bytes the event takes in memory and, within a few bytes, in MessagePack.
@@ -114,30 +119,89 @@ pub struct RawEvent<'a> {
     /// What caused it.
     pub correlation: Option<Cow<'a, str>>,
     /// Everything else.
-    pub properties: Properties,
+    pub properties: CheckedProperties<'a>,
 }
 
-impl RawEvent<'_> {
-    /// Fills what the client left open and checks the whole event.
+impl<'a> RawEvent<'a> {
+    /// Fills what the client left open and checks the whole event, as [`RawEvent::check`] does, and lets go of the body.
     ///
     /// # Errors
     /// The first field that is missing or breaks a limit.
     pub fn complete(self, new_id: impl FnOnce() -> EventId, now: Timestamp) -> Result<Event, Reason> {
+        self.check(new_id, now).map(CheckedEvent::into_owned)
+    }
+
+    /// Fills what the client left open and checks the whole event.
+    ///
+    /// # Errors
+    /// The first field that is missing or breaks a limit.
+    pub fn check(self, new_id: impl FnOnce() -> EventId, now: Timestamp) -> Result<CheckedEvent<'a>, Reason> {
         let name = self.name.ok_or_else(|| {
             Reason::new(Code::InvalidName, "an event needs a name; add \"name\": \"what_happened\"")
         })?;
-        let event = Event {
+        let event = CheckedEvent {
             id: self.id.unwrap_or_else(new_id),
-            name: name.into_owned(),
-            description: self.description.map(Cow::into_owned),
-            user: self.user.map(Cow::into_owned),
+            name,
+            description: self.description,
+            user: self.user,
             time: self.time.unwrap_or(now),
-            stream: self.stream.map(Cow::into_owned),
-            correlation: self.correlation.map(Cow::into_owned),
+            stream: self.stream,
+            correlation: self.correlation,
             properties: self.properties,
         };
-        event.check()?;
+        event.texts().check()?;
         Ok(event)
+    }
+}
+
+/// An [`Event`] whose texts are still where it arrived.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckedEvent<'a> {
+    /// Its identity within the project.
+    pub id: EventId,
+    /// What happened.
+    pub name: Cow<'a, str>,
+    /// A sentence for people.
+    pub description: Option<Cow<'a, str>>,
+    /// Whom it is about.
+    pub user: Option<Cow<'a, str>>,
+    /// When it happened, by the sender's clock.
+    pub time: Timestamp,
+    /// The stream it belongs to.
+    pub stream: Option<Cow<'a, str>>,
+    /// What caused it.
+    pub correlation: Option<Cow<'a, str>>,
+    /// Everything else.
+    pub properties: CheckedProperties<'a>,
+}
+
+impl CheckedEvent<'_> {
+    /// Returns its texts.
+    #[must_use]
+    pub fn texts(&self) -> Texts<'_> {
+        Texts {
+            name: &self.name,
+            id: self.id.text(),
+            description: self.description.as_deref(),
+            user: self.user.as_deref(),
+            stream: self.stream.as_deref(),
+            correlation: self.correlation.as_deref(),
+        }
+    }
+
+    /// Lets go of where it arrived.
+    #[must_use]
+    pub fn into_owned(self) -> Event {
+        Event {
+            id: self.id,
+            name: self.name.into_owned(),
+            description: self.description.map(Cow::into_owned),
+            user: self.user.map(Cow::into_owned),
+            time: self.time,
+            stream: self.stream.map(Cow::into_owned),
+            correlation: self.correlation.map(Cow::into_owned),
+            properties: self.properties.into_owned(),
+        }
     }
 }
 

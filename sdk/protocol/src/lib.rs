@@ -33,10 +33,10 @@ pub mod limits;
 pub mod codec;
 
 pub use batch::RawBatch;
-pub use event::{Event, RawEvent, Texts};
+pub use event::{CheckedEvent, Event, RawEvent, Texts};
 pub use id::{BatchId, EventId};
 pub use problem::Problem;
-pub use properties::Properties;
+pub use properties::{CheckedProperties, Properties};
 pub use time::Timestamp;
 pub use verdict::{Code, Reason, Reply, ReplyError, Verdict};
 

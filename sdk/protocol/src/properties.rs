@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Serialize, Serializer};
@@ -10,8 +11,6 @@ use crate::codec::{check, plain};
 #[derive(Clone, PartialEq, Eq)]
 pub struct Properties(Box<str>);
 
-const LINE_BREAKS: [char; 2] = ['\n', '\r'];
-
 impl Properties {
     /// Checks that a text is one JSON object within the protocol's limits, without duplicate keys or NUL.
     ///
@@ -20,20 +19,7 @@ impl Properties {
     /// # Errors
     /// The first rule it breaks.
     pub fn parse(json: &str) -> Result<Self, Reason> {
-        match plain::object(json) {
-            Some(0) => return Ok(Self::default()),
-            Some(_) => return Ok(Self(json.into())),
-            None => {}
-        }
-        if check::json_object(json)? == 0 {
-            return Ok(Self::default());
-        }
-        let json = json.trim();
-        // In valid JSON a line break can only be whitespace between tokens: within a text it must be escaped.
-        if json.contains(LINE_BREAKS) {
-            return Ok(Self(json.replace(LINE_BREAKS, " ").into()));
-        }
-        Ok(Self(json.into()))
+        CheckedProperties::parse(json).map(CheckedProperties::into_owned)
     }
 
     /// Takes the text of a JSON object that its caller wrote or checked before: the SDK's own encoder, a store's column.
@@ -53,6 +39,64 @@ impl Properties {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         &*self.0 == "{}"
+    }
+}
+
+/// [`Properties`] whose text is still where it arrived, unless it had to be written anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedProperties<'a>(Cow<'a, str>);
+
+const LINE_BREAKS: [char; 2] = ['\n', '\r'];
+
+impl<'a> CheckedProperties<'a> {
+    /// Checks a text as [`Properties::parse`] does.
+    ///
+    /// # Errors
+    /// The first rule it breaks.
+    pub fn parse(json: &'a str) -> Result<Self, Reason> {
+        match plain::object(json) {
+            Some(0) => return Ok(Self::default()),
+            Some(_) => return Ok(Self(json.into())),
+            None => {}
+        }
+        if check::json_object(json)? == 0 {
+            return Ok(Self::default());
+        }
+        let json = json.trim();
+        // In valid JSON a line break can only be whitespace between tokens: within a text it must be escaped.
+        if json.contains(LINE_BREAKS) {
+            return Ok(Self(json.replace(LINE_BREAKS, " ").into()));
+        }
+        Ok(Self(json.into()))
+    }
+
+    /// Takes the text that a check wrote.
+    pub(crate) fn written(json: String) -> Self {
+        Self(json.into())
+    }
+
+    /// Returns the JSON text, `{}` when there are none.
+    #[must_use]
+    pub fn as_json(&self) -> &str {
+        &self.0
+    }
+
+    /// Says whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0 == "{}"
+    }
+
+    /// Lets go of where they arrived.
+    #[must_use]
+    pub fn into_owned(self) -> Properties {
+        Properties(self.0.into())
+    }
+}
+
+impl Default for CheckedProperties<'_> {
+    fn default() -> Self {
+        Self("{}".into())
     }
 }
 

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::outbox::Parcel;
 use super::sender::Sender;
 use crate::bus::spool::{Spool, Taken, Unreadable};
-use crate::bus::wire::{self, HEAD_BYTES, MESSAGE_BYTES_MAX};
+use crate::bus::wire::{Encoded, HEAD_BYTES, MESSAGE_BYTES_MAX};
 use crate::bus::{Error, message::ValidBatch};
 
 /// The pause before what the broker didn't take is sent again: a connection that is away comes back within 2 s.
@@ -29,7 +30,7 @@ struct Confirmed {
 
 /// What is sent next: part of a batch, or something for the dead letters.
 enum Item {
-    Part(u16, Vec<u8>),
+    Part(u16, Bytes),
     Unreadable(Unreadable),
 }
 
@@ -85,7 +86,7 @@ fn items_of(sender: &Sender, batch: Result<ValidBatch, Unreadable>) -> Vec<Item>
     match batch {
         Ok(batch) => {
             let shard = sender.topology.shard(batch.project);
-            wire::encode_batch(&batch).into_iter().map(|part| Item::Part(shard, part)).collect()
+            Encoded::of(&batch).messages.into_iter().map(|part| Item::Part(shard, part)).collect()
         }
         Err(unreadable) => vec![Item::Unreadable(unreadable)],
     }

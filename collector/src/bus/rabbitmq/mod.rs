@@ -54,6 +54,7 @@ use tokio_util::task::TaskTracker;
 
 use super::message::{Published, Spooled, StoredRange, ValidBatch};
 use super::spool::Spool;
+use super::wire::Encoded;
 use super::{Error, Hint, Share, Work};
 pub(super) use consumer::{Taken, Taking};
 pub use dead::{DeadLetter, DeadLetters};
@@ -233,7 +234,7 @@ impl RabbitMq {
         self.0.spool.as_ref().map(Spool::kept)
     }
 
-    pub(super) async fn publish(&self, batch: ValidBatch) -> Result<Published, Error> {
+    pub(super) async fn publish(&self, batch: Encoded) -> Result<Published, Error> {
         if self.0.closing.is_cancelled() {
             return Err(Error::Closed);
         }

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
 use super::publisher::Unconfirmed;
@@ -38,7 +39,7 @@ const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 pub(super) type Answer = Result<(), Error>;
 
 /// Messages of one batch each, or of parts of one, that stand in line together and go in one.
-pub(super) type Parcel = Vec<Vec<u8>>;
+pub(super) type Parcel = Vec<Bytes>;
 
 /// A parcel, and who waits for its confirm.
 pub(super) struct Waiting {
@@ -49,7 +50,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub(super) fn messages(&self) -> impl Iterator<Item = &[u8]> {
-        self.parcel.iter().map(Vec::as_slice)
+        self.parcel.iter().map(|message| &message[..])
     }
 }
 
@@ -167,7 +168,7 @@ impl Outbox {
         shard: u16,
         parcels: Vec<Parcel>,
     ) -> Result<Vec<oneshot::Receiver<Answer>>, Error> {
-        let size = |parcel: &Parcel| parcel.iter().map(Vec::len).sum::<usize>();
+        let size = |parcel: &Parcel| parcel.iter().map(Bytes::len).sum::<usize>();
         let (bytes, now): (usize, _) = (parcels.iter().map(size).sum(), Instant::now());
         let mut state = self.lock();
         if let Some(away) = &state.away {
@@ -268,7 +269,7 @@ mod tests {
     const MIB: usize = 1024 * 1024;
 
     fn push(outbox: &Outbox, shard: u16, bytes: usize) -> Result<oneshot::Receiver<Answer>, Error> {
-        outbox.push(shard, vec![vec![vec![0; bytes]]]).map(|mut answers| answers.remove(0))
+        outbox.push(shard, vec![vec![vec![0; bytes].into()]]).map(|mut answers| answers.remove(0))
     }
 
     fn fill(outbox: &Outbox, shard: u16) -> usize {

@@ -9,8 +9,9 @@ use super::link::Standing;
 use super::options::RabbitOptions;
 use super::outbox::{Outbox, Parcel};
 use super::topology::Topology;
-use crate::bus::message::{Published, ValidBatch};
-use crate::bus::{Error, wire};
+use crate::bus::Error;
+use crate::bus::message::Published;
+use crate::bus::wire::Encoded;
 
 /// The way of a batch to the broker. Clones share the line.
 #[derive(Clone)]
@@ -40,10 +41,10 @@ impl Sender {
     }
 
     /// Sends a batch and waits until the broker has all of it.
-    pub(super) async fn send(&self, batch: &ValidBatch) -> Result<Published, Error> {
-        let parts = wire::encode_batch(batch).into_iter().map(|part| vec![part]).collect();
+    pub(super) async fn send(&self, batch: &Encoded) -> Result<Published, Error> {
+        let parts = batch.messages.iter().map(|part| vec![part.clone()]).collect();
         self.send_parcels(self.topology.shard(batch.project), parts).await?;
-        Ok(Published { verdicts: vec![Verdict::Accepted; batch.events.len()] })
+        Ok(Published { verdicts: vec![Verdict::Accepted; batch.events] })
     }
 
     /// Puts parcels into a shard's line, in the order of the calls, and waits until the broker has all of them.

@@ -7,7 +7,8 @@ use eventbucket::message_spool::{Abandoned, Group, Message, MessageSpool, Troubl
 use tokio::sync::oneshot;
 
 use super::folder::Home;
-use super::{Board, ShardOf, Spooled, ValidBatch, record, rescue, time};
+use super::{Board, ShardOf, Spooled, record, rescue, time};
+use crate::bus::message::ValidBatch;
 use crate::project::ProjectId;
 
 /// Bytes of one commit: 4 MiB, thirty usual batches. More only make who waits wait longer.

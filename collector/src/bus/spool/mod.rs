@@ -25,7 +25,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::message::{Published, Spooled, ValidBatch};
+use super::message::{Published, Spooled};
+use super::wire::Encoded;
 use super::{DrainRate, Error};
 use crate::project::ProjectId;
 pub(super) use disk::Taken;
@@ -177,7 +178,7 @@ impl Spool {
     /// commit. While the broker is there for others the half is left for when it isn't.
     pub(super) async fn keep(
         &self,
-        batch: &ValidBatch,
+        batch: &Encoded,
         shard: u16,
         broker_is_there: bool,
     ) -> Result<Published, Error> {
@@ -187,7 +188,7 @@ impl Spool {
         let (answer, kept) = oneshot::channel();
         self.orders.send(Order::Keep { shard, message, answer }).map_err(|_| dead())?;
         match kept.await {
-            Ok(Ok(())) => Ok(Published { verdicts: vec![Verdict::Accepted; batch.events.len()] }),
+            Ok(Ok(())) => Ok(Published { verdicts: vec![Verdict::Accepted; batch.events] }),
             Ok(Err(trouble)) => Err(self.refusal(&trouble)),
             Err(_) => Err(dead()),
         }
@@ -337,15 +338,16 @@ fn time(kept_ms: i64) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
-    use eventbucket_protocol::BatchId;
+    use eventbucket_protocol::{BatchId, Event};
 
+    use super::super::message::ValidBatch;
     use super::*;
 
     /// Far more than any of this takes, far less than anybody waits.
     const DEADLINE: Duration = Duration::from_secs(20);
 
-    fn batch() -> ValidBatch {
-        ValidBatch {
+    fn batch() -> Encoded {
+        Encoded::of(&ValidBatch::<Event> {
             project: ProjectId(7),
             batch: BatchId::from_text("b"),
             received: Timestamp::from_ms(1_700_000_000_001).unwrap(),
@@ -355,7 +357,7 @@ mod tests {
             refused: Vec::new(),
             part: 0,
             parts: 1,
-        }
+        })
     }
 
     #[tokio::test]

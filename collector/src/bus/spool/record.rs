@@ -1,5 +1,5 @@
 use super::super::message::ValidBatch;
-use super::super::wire;
+use super::super::wire::{self, Encoded};
 
 /// Bytes of the checksum in front: a page that a disk gave back changed would pass SQLite's own check.
 const CHECKSUM_BYTES: usize = 4;
@@ -13,16 +13,17 @@ pub(in crate::bus) struct Unreadable {
     pub(in crate::bus) reason: String,
 }
 
-/// Writes a batch as the message it would be if messages had no bound, behind a checksum.
-pub(super) fn write(batch: &ValidBatch) -> Vec<u8> {
-    let message = wire::encode_whole(batch);
+/// Writes a batch as the message it would be if messages had no bound, all its parts one after the other, behind a checksum.
+pub(super) fn write(batch: &Encoded) -> Vec<u8> {
+    let messages: Vec<&[u8]> = batch.messages.iter().map(|message| &message[..]).collect();
+    let message = wire::merged(&messages);
     let mut record = Vec::with_capacity(CHECKSUM_BYTES + message.len());
     record.extend_from_slice(&crc32fast::hash(&message).to_le_bytes());
     record.extend_from_slice(&message);
     record
 }
 
-/// Reads the batches of a record: one.
+/// Reads what is in a record: a batch, or its parts in order.
 pub(super) fn read(record: &[u8]) -> Result<Vec<ValidBatch>, Unreadable> {
     let unreadable = |message: &[u8], reason: String| Unreadable { message: message.to_vec(), reason };
     let Some((checksum, message)) = record.split_first_chunk::<CHECKSUM_BYTES>() else {
@@ -67,17 +68,21 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_no_message_would_hold_comes_back_whole() {
-        for bytes in [1, 200 * 1024] {
-            let batch = batch(bytes);
-            let read = read(&write(&batch)).unwrap();
-            assert_eq!(format!("{read:?}"), format!("{:?}", [batch]));
-        }
+    fn a_batch_that_no_message_would_hold_comes_back_with_all_its_parts() {
+        let small = batch(1);
+        let back = read(&write(&Encoded::of(&small))).unwrap();
+        assert_eq!(format!("{back:?}"), format!("{:?}", [small]));
+        let large = batch(200 * 1024);
+        let back = read(&write(&Encoded::of(&large))).unwrap();
+        let parts: Vec<u16> = back.iter().map(|part| part.part).collect();
+        assert_eq!((parts, back[0].parts), ((0..back[0].parts).collect(), 5));
+        let events: Vec<Event> = back.into_iter().flat_map(|part| part.events).collect();
+        assert_eq!(events, large.events);
     }
 
     #[test]
     fn every_changed_byte_is_noticed() {
-        let record = write(&batch(1));
+        let record = write(&Encoded::of(&batch(1)));
         for place in 0..record.len() {
             let mut damaged = record.clone();
             damaged[place] ^= 1;

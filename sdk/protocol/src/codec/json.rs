@@ -10,7 +10,7 @@ use super::{
 };
 use crate::event::check_size;
 use crate::limits::BATCH_EVENTS_MAX;
-use crate::{BatchId, Code, Properties, RawBatch, RawEvent, Reason, Timestamp};
+use crate::{BatchId, CheckedProperties, Code, RawBatch, RawEvent, Reason, Timestamp};
 
 /// What JSON calls whitespace ([RFC 8259 §2](https://www.rfc-editor.org/rfc/rfc8259#section-2)); less than Unicode does.
 const WHITESPACE: [char; 4] = [' ', '\t', '\n', '\r'];
@@ -83,7 +83,7 @@ fn event(json: &str) -> Result<RawEvent<'_>, Reason> {
         correlation: fields.correlation,
         properties: fields
             .properties
-            .map_or_else(|| Ok(Properties::default()), |raw| Properties::parse(raw.get()))?,
+            .map_or_else(|| Ok(CheckedProperties::default()), |raw| CheckedProperties::parse(raw.get()))?,
     })
 }
 

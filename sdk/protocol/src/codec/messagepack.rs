@@ -9,7 +9,7 @@ use super::{
 };
 use crate::event::check_size;
 use crate::limits::BATCH_EVENTS_MAX;
-use crate::{BatchId, Code, EventId, Properties, RawBatch, RawEvent, Reason, Timestamp};
+use crate::{BatchId, CheckedProperties, Code, EventId, RawBatch, RawEvent, Reason, Timestamp};
 
 pub(super) fn decode(body: &[u8]) -> Result<RawBatch<'_>, DecodeError> {
     let mut reader = Reader { rest: body };
@@ -68,7 +68,6 @@ fn batch_id(reader: &mut Reader<'_>) -> Result<Option<BatchId>, Fault> {
     batch_id_from_text(reader.text()?).map(Some).map_err(Fault::Type)
 }
 
-/// A single event, to the end of its bytes.
 fn event(bytes: &[u8]) -> Result<RawEvent<'_>, Reason> {
     check_size(bytes.len())?;
     fields(&mut Reader { rest: bytes })
@@ -152,19 +151,19 @@ fn event_id(reader: &mut Reader<'_>, of_field: impl Fn(Fault) -> Reason) -> Resu
 }
 
 /// A map is turned into JSON; a `bin` is JSON text already. More than an event may take isn't looked at.
-fn properties(reader: &mut Reader<'_>) -> Result<Properties, Reason> {
+fn properties<'a>(reader: &mut Reader<'a>) -> Result<CheckedProperties<'a>, Reason> {
     match reader.peek() {
         Some(Marker::Bin8 | Marker::Bin16 | Marker::Bin32) => {
             let not_text =
                 |_| Reason::new(Code::InvalidProperties, "properties given as bin must be JSON text");
             let bytes = reader.bin()?;
             check_size(bytes.len())?;
-            Properties::parse(std::str::from_utf8(bytes).map_err(not_text)?)
+            CheckedProperties::parse(std::str::from_utf8(bytes).map_err(not_text)?)
         }
         _ => {
             let bytes = reader.skip()?;
             check_size(bytes.len())?;
-            check::messagepack_object(bytes).map(Properties::trusted)
+            check::messagepack_object(bytes).map(CheckedProperties::written)
         }
     }
 }
@@ -173,8 +172,7 @@ fn malformed(message: &'static str) -> DecodeError {
     DecodeError::Malformed { format: "MessagePack", message: message.into() }
 }
 
-/// Room is made for as many events as the bytes that came may hold, if they are of no more than this; an id, a name and a time
-/// take as much. A length that is only claimed costs nothing.
+/// An id, a name and a time: room is made for as many of these as fit into what came, whatever length is claimed.
 const EVENT_BYTES_USUAL: usize = 48;
 
 /// What can be wrong with a value; whose fault it is depends on whether it was read in the frame or in an event.
