@@ -32,40 +32,38 @@ impl<'a> Look<'a> {
         if depth > DEPTH_MAX {
             return None;
         }
-        let mut rest = space(rest);
-        if let [b'}', rest @ ..] = rest {
+        let (first, mut traits) = (self.open_keys, 0);
+        let mut next = mark(rest)?;
+        if let (b'}', rest) = next {
             return Some(rest);
         }
-        let (first, mut traits) = (self.open_keys, 0);
-        loop {
-            let (key, behind) = key(rest.strip_prefix(b"\"")?)?;
+        while let (b'"', rest) = next {
+            let (key, rest) = key(rest)?;
             self.add(key, first, &mut traits)?;
-            rest = space(behind).strip_prefix(b":")?;
-            rest = space(self.value(space(rest), depth)?);
-            match rest.split_first()? {
-                (b',', behind) => rest = space(behind),
-                (b'}', behind) => {
+            let (b':', rest) = mark(rest)? else { return None };
+            next = match mark(self.value(rest, depth)?)? {
+                (b',', rest) => mark(rest)?,
+                (b'}', rest) => {
                     self.open_keys = first;
-                    return Some(behind);
+                    return Some(rest);
                 }
                 _ => return None,
-            }
+            };
         }
+        None
     }
 
     /// What stands behind `[`, to its end.
-    fn elements(&mut self, rest: &'a [u8], depth: usize) -> Option<&'a [u8]> {
+    fn elements(&mut self, mut rest: &'a [u8], depth: usize) -> Option<&'a [u8]> {
         if depth > DEPTH_MAX {
             return None;
         }
-        let mut rest = space(rest);
-        if let [b']', rest @ ..] = rest {
+        if let (b']', rest) = mark(rest)? {
             return Some(rest);
         }
         loop {
-            rest = space(self.value(rest, depth)?);
-            match rest.split_first()? {
-                (b',', behind) => rest = space(behind),
+            match mark(self.value(rest, depth)?)? {
+                (b',', behind) => rest = behind,
                 (b']', behind) => return Some(behind),
                 _ => return None,
             }
@@ -88,23 +86,29 @@ impl<'a> Look<'a> {
     }
 
     fn value(&mut self, rest: &'a [u8], depth: usize) -> Option<&'a [u8]> {
-        match rest {
-            [b'"', rest @ ..] => text(rest),
-            [b'{', rest @ ..] => self.members(rest, depth + 1),
-            [b'[', rest @ ..] => self.elements(rest, depth + 1),
-            [b't', b'r', b'u', b'e', rest @ ..] | [b'n', b'u', b'l', b'l', rest @ ..] => Some(rest),
-            [b'f', b'a', b'l', b's', b'e', rest @ ..] => Some(rest),
-            _ => number(rest),
+        match mark(rest)? {
+            (b'"', rest) => text(rest),
+            (b'{', rest) => self.members(rest, depth + 1),
+            (b'[', rest) => self.elements(rest, depth + 1),
+            (b't', rest) => rest.strip_prefix(b"rue"),
+            (b'f', rest) => rest.strip_prefix(b"alse"),
+            (b'n', rest) => rest.strip_prefix(b"ull"),
+            (_, behind) => number(&rest[rest.len() - behind.len() - 1..]),
         }
     }
 }
 
-/// Steps over space within the line.
-fn space(mut rest: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t', behind @ ..] = rest {
-        rest = behind;
+/// The next byte that isn't space within the line, and what stands behind it.
+fn mark(rest: &[u8]) -> Option<(u8, &[u8])> {
+    let (mut byte, mut behind) = rest.split_first()?;
+    // Nothing else that JSON has between texts is as low.
+    while *byte <= b' ' {
+        if !matches!(byte, b' ' | b'\t') {
+            return None;
+        }
+        (byte, behind) = behind.split_first()?;
     }
-    rest
+    Some((*byte, behind))
 }
 
 /// A key, and what stands behind its closing quote. With an escape it may be like one that is written otherwise.
@@ -126,7 +130,7 @@ fn text(mut rest: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// `-`, digits without a leading zero, a fraction; no exponent.
+/// `-`, digits without a leading zero, a fraction. An exponent is left standing, and nobody takes it.
 fn number(start: &[u8]) -> Option<&[u8]> {
     let whole = start.strip_prefix(b"-").unwrap_or(start);
     let mut rest = digits(whole)?;
@@ -136,8 +140,7 @@ fn number(start: &[u8]) -> Option<&[u8]> {
     if let [b'.', fraction @ ..] = rest {
         rest = digits(fraction)?;
     }
-    let plain = !matches!(rest, [b'e' | b'E', ..]) && start.len() - rest.len() <= NUMBER_BYTES_MAX;
-    plain.then_some(rest)
+    (start.len() - rest.len() <= NUMBER_BYTES_MAX).then_some(rest)
 }
 
 /// Steps over one digit or more.
