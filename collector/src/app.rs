@@ -178,9 +178,8 @@ pub async fn start(config: &Config) -> Result<Running, Error> {
     }
     if config.roles.has(Role::Storage) {
         storage.spawn(workers::storage::run(bus.clone(), store.clone(), cache.clone(), storage.token()));
-        if let Some(age) = config.store.retention {
-            registry.spawn(workers::retention::run(store.clone(), cache.clone(), age, registry.token()));
-        }
+        let age = config.store.retention;
+        registry.spawn(workers::retention::run(store.clone(), cache.clone(), age, registry.token()));
     }
     let node = node(config, address);
     let node_id = node.id.clone();

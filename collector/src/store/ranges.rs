@@ -62,4 +62,20 @@ impl Store {
             Backend::Postgres(postgres) => postgres.received_since(project, day).await,
         }
     }
+
+    /// Forgets what projects sent on days that nobody asks for any more: it needs them for quotas and for comparing a month
+    /// with that of the year before. Returns how many rows those were. Several processes may do it at once.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub async fn forget_usage(&self) -> Result<u64, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.forget_usage().await,
+            Backend::Postgres(postgres) => postgres.forget_usage().await,
+        }
+    }
 }
+
+/// Days of usage that are kept behind the present one. A quota needs 31; the month of a year ago and 366 days up to now are
+/// 397. A project has 401 rows of about 60 B at most: 24 KB, and 240 MB for 10,000 projects.
+pub(super) const USAGE_DAYS_MAX: i64 = 400;

@@ -13,9 +13,9 @@ const LOOK_PERIOD: Duration = Duration::from_secs(60 * 60);
 /// How long a holder that dies holds up the others. It is renewed three times as often, so that two lost answers lose nothing.
 const LOCK_TTL: Duration = Duration::from_secs(60);
 
-/// Removes events that were stored longer ago than `age`, until `cancel`. The lock keeps a process from taking the work out of
-/// another's hands; that no two do it at once is the store's doing, so it is done without a lock too while nobody can have one.
-pub async fn run(store: Store, cache: Cache, age: Duration, cancel: CancellationToken) {
+/// Every hour forgets usage that is too old for anything, and, where there is an `age`, removes events that were stored longer
+/// ago; until `cancel`.
+pub async fn run(store: Store, cache: Cache, age: Option<Duration>, cancel: CancellationToken) {
     let mut look = tokio::time::interval(LOOK_PERIOD);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -24,17 +24,27 @@ pub async fn run(store: Store, cache: Cache, age: Duration, cancel: Cancellation
             () = cancel.cancelled() => return,
             _ = look.tick() => {}
         }
-        let lock = match cache.lock("retention", LOCK_TTL).await {
-            Ok(lock) => Some(lock),
-            Err(NotLocked::Held) => continue,
-            Err(NotLocked::Unknown) => None,
-        };
         // What is cut short here goes on at the next look.
-        let dropped = tokio::select! {
-            dropped = drop_old(&store, age, lock) => dropped,
+        tokio::select! {
+            () = forget_and_drop(&store, &cache, age) => {}
             () = cancel.cancelled() => return,
-        };
-        tell(dropped);
+        }
+    }
+}
+
+async fn forget_and_drop(store: &Store, cache: &Cache, age: Option<Duration>) {
+    match store.forget_usage().await {
+        Ok(0) => {}
+        Ok(rows) => tracing::debug!(rows, "old days of usage were forgotten"),
+        Err(error) => tracing::warn!(%error, "old days of usage stay; they are tried again in an hour"),
+    }
+    let Some(age) = age else { return };
+    // The lock keeps a process from taking the work out of another's hands; that no two do it at once is the store's doing, so
+    // it is done without a lock too while nobody can have one.
+    match cache.lock("retention", LOCK_TTL).await {
+        Ok(lock) => tell(drop_old(store, age, Some(lock)).await),
+        Err(NotLocked::Unknown) => tell(drop_old(store, age, None).await),
+        Err(NotLocked::Held) => {}
     }
 }
 

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache_fixture::Asked as _;
 use crate::store_fixture::{Place, at, batch, events, eventually, project, refused};
-use crate::store_postgres::Database;
+use crate::store_postgres::{Database, holds};
+use crate::store_retention::worker;
 
 const DAY: i64 = 86_400_000;
 
@@ -85,6 +86,30 @@ async fn what_was_dropped_because_of_its_age_stays_on_its_days() {
     assert_eq!(store.drop_before(Duration::ZERO).await.unwrap().identities, 200);
     assert_eq!(store.received_since(shop, 19).await.unwrap(), 11, "not all of history on its last day");
     assert_eq!(store.received_since(shop, 0).await.unwrap(), 201);
+}
+
+#[tokio::test]
+async fn days_of_usage_are_forgotten_after_four_hundred_and_nothing_else_is() {
+    for (_place, store) in Place::both().await {
+        let (shop, blog) =
+            (project(&store, "shop").await.project.id, project(&store, "blog").await.project.id);
+        let today = Timestamp::from_system(SystemTime::now()).ms().div_euclid(DAY);
+        for (ago, count) in [(800, 9), (401, 5), (400, 3), (30, 2), (0, 1)] {
+            for project in [shop, blog] {
+                let batch = arrived(project, &format!("{ago}-"), count, (today - ago) * DAY + 1);
+                store.append(vec![batch]).await.unwrap();
+            }
+        }
+        let since = async |project, ago| store.received_since(project, today - ago).await.unwrap();
+        assert_eq!((since(shop, 1_000).await, since(shop, 400).await), (20, 6));
+        let _worker = worker(&store, &Cache::memory(), None);
+        let forgotten = async || (since(shop, 1_000).await, since(blog, 1_000).await) == (6, 6);
+        eventually("the days are forgotten", forgotten).await;
+        assert_eq!((since(shop, 400).await, since(shop, 0).await), (6, 1));
+        assert_eq!(store.ledger(Some(shop)).await.unwrap().received, 20, "the ledger stays");
+        holds(&store).await;
+        assert_eq!(store.forget_usage().await.unwrap(), 0, "nothing is left to forget");
+    }
 }
 
 /// Sends events through the limits until one is refused.

@@ -153,9 +153,9 @@ async fn a_process_that_was_paused_drops_nothing_once_another_has_taken_over() {
 }
 
 /// The worker, until the test ends.
-fn worker(store: &Store, cache: &Cache) -> DropGuard {
+pub(crate) fn worker(store: &Store, cache: &Cache, age: Option<Duration>) -> DropGuard {
     let cancel = CancellationToken::new();
-    tokio::spawn(retention::run(store.clone(), cache.clone(), Duration::ZERO, cancel.clone()));
+    tokio::spawn(retention::run(store.clone(), cache.clone(), age, cancel.clone()));
     cancel.drop_guard()
 }
 
@@ -165,7 +165,7 @@ async fn old_events_go_while_redis_is_away() {
     let mut redis = Redis::start().unwrap();
     let cache = redis.cache().await;
     redis.kill().unwrap();
-    let _worker = worker(&store, &cache);
+    let _worker = worker(&store, &cache, Some(Duration::ZERO));
     eventually("they go", async || number(&database, "SELECT count(*) FROM segment").await == 1).await;
     eventually("it is done", async || number(&database, "SELECT count(*) FROM dropped").await == 1).await;
     holds(&store).await;
@@ -179,7 +179,7 @@ async fn the_holder_of_the_lock_leaves_its_token_with_the_store() {
     let before = cache.lock("retention", Duration::from_secs(30)).await.unwrap();
     let before_token = before.token();
     before.release().await;
-    let _worker = worker(&store, &cache);
+    let _worker = worker(&store, &cache, Some(Duration::ZERO));
     eventually("they go", async || number(&database, "SELECT count(*) FROM segment").await == 1).await;
     let token = number(&database, "SELECT token FROM retention").await;
     assert!(u64::try_from(token).unwrap() > before_token, "{token} after {before_token}");

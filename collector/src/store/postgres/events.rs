@@ -8,6 +8,7 @@ use super::segments::{Span, spans};
 use super::{BLOCK_BITS, Postgres, int, project_number, uint};
 use crate::project::ProjectId;
 use crate::store::batches::{BatchPart, stored_before};
+use crate::store::ranges::USAGE_DAYS_MAX;
 use crate::store::{Error, EventFilter, EventOrder, EventPage, Ledger, PAGE_BYTES_MAX, StoredEvent};
 
 /// Rows asked for at once: 100 of the largest, 256 KiB each, are 25 MiB on their way.
@@ -59,6 +60,16 @@ impl Postgres {
         let select = lease.prepared(select).await?;
         let row = lease.query_one(&select, &[&project_number(project), &day]).await?;
         Ok(uint(row.try_get(0)?))
+    }
+
+    /// By the database's clock: one that is wrong by years must not take the month's days with it. A project at a time, so that
+    /// only what goes is looked at.
+    pub(in crate::store) async fn forget_usage(&self) -> Result<u64, Error> {
+        let mut lease = self.0.log.lease().await?;
+        let delete = "DELETE FROM usage USING head WHERE usage.project = head.project
+             AND usage.day < floor(extract(epoch FROM now()) / 86400)::int8 - $1";
+        let delete = lease.prepared(delete).await?;
+        Ok(lease.execute(&delete, &[&USAGE_DAYS_MAX]).await?)
     }
 
     pub(in crate::store) async fn event(

@@ -58,7 +58,7 @@ impl Head {
 type Blocks = BTreeMap<(ProjectId, u64), (i64, i64)>;
 
 /// A UTC day.
-const DAY_MS: i64 = 86_400_000;
+pub(super) const DAY_MS: i64 = 86_400_000;
 
 /// How many events of each project arrived on each UTC day.
 type Usage = BTreeMap<(ProjectId, i64), u64>;

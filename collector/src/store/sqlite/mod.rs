@@ -55,6 +55,8 @@ use crate::bus::message::ValidBatch;
 use crate::project::ProjectId;
 
 use super::batches::BatchPart;
+use super::projects::now;
+use super::ranges::USAGE_DAYS_MAX;
 use super::{Appended, Error, EventFilter, EventOrder, EventPage, Ledger, StoredEvent};
 use job::{Job, Turn};
 use place::Opened;
@@ -235,6 +237,18 @@ impl Sqlite {
             Ok(select.query_row(rusqlite::params![project.0, day], |row| row.get(0).map(uint))?)
         })
         .await
+    }
+
+    /// A project at a time, so that only what goes is looked at.
+    pub(super) async fn forget_usage(&self) -> Result<u64, Error> {
+        let today = now().ms().div_euclid(append::DAY_MS);
+        let forget = move |turn: &mut Turn<'_>| {
+            let mut delete = turn.connection.prepare_cached(
+                "DELETE FROM usage WHERE project IN (SELECT project FROM head) AND day < ?1",
+            )?;
+            Ok(delete.execute([today - USAGE_DAYS_MAX])? as u64)
+        };
+        self.write(Job::Other, forget).await
     }
 
     pub(super) async fn head(&self, project: ProjectId) -> Result<u64, Error> {
