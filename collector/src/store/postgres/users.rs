@@ -15,6 +15,28 @@ use crate::store::{CountsQuery, Error, UserCounts};
 /// Cells read and written by one statement: at most 3 MiB of sketches each way.
 const CELLS_AT_ONCE: usize = 1_000;
 
+/// In one piece of the index for each grain.
+const CELLS_OF_ALL_NAMES: &str = "
+    SELECT name, start_ms, sketch
+    FROM unnest($3::int2[], $4::int8[], $5::int8[]) AS piece (hours, low, high)
+    JOIN rollup_users AS cell ON cell.hours = piece.hours AND start_ms >= low AND start_ms < high
+    WHERE project = $1 AND generation = $2 AND $6::text IS NULL";
+
+/// The key has the time before the name, so a span of it holds all names. The counts have it the other way round, and say which
+/// cells there are of one: with 10,000 names 30 days take 1 ms instead of 110, and their 720 hours 0.03 s instead of 3.
+const CELLS_OF_ONE_NAME: &str = "
+    SELECT cell.name, cell.start_ms, cell.sketch
+    FROM unnest($3::int2[], $4::int8[], $5::int8[]) AS piece (hours, low, high)
+    CROSS JOIN LATERAL (
+        SELECT 0::int8 AS start_ms WHERE hours = 0 AND low < high
+        UNION
+        SELECT hour_ms - (hour_ms % (hours * 3600000::int8) + hours * 3600000::int8) % (hours * 3600000::int8)
+        FROM rollup_counts
+        WHERE project = $1 AND generation = $2 AND name = $6 AND hour_ms >= low AND hour_ms < high AND hours > 0
+    ) AS counted
+    JOIN rollup_users AS cell ON cell.project = $1 AND cell.generation = $2 AND cell.hours = piece.hours
+         AND cell.start_ms = counted.start_ms AND cell.name = $6";
+
 impl Postgres {
     pub(in crate::store) async fn users(
         &self,
@@ -45,15 +67,9 @@ async fn read(
     let number = project_number(project);
     let Some(live) = lease.query_opt(&live, &[&COUNTS, &number]).await? else { return Ok(None) };
     let generation: i64 = live.try_get(0)?;
-    let only = if query.name.is_some() { "name = $6" } else { "$6::text IS NULL" };
+    let cells = if query.name.is_some() { CELLS_OF_ONE_NAME } else { CELLS_OF_ALL_NAMES };
     let sql = format!(
-        "SELECT name, start_ms, sketch FROM (
-             SELECT name, start_ms, sketch
-             FROM unnest($3::int2[], $4::int8[], $5::int8[]) AS piece (hours, low, high)
-             JOIN rollup_users AS cell ON cell.hours = piece.hours AND start_ms >= low AND start_ms < high
-             WHERE project = $1 AND generation = $2 AND {only}
-             LIMIT {}
-         ) AS found ORDER BY name, start_ms",
+        "SELECT name, start_ms, sketch FROM ({cells} LIMIT {}) AS found ORDER BY name, start_ms",
         SKETCHES_MAX + 1
     );
     let select = lease.prepared(&sql).await?;

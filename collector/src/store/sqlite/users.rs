@@ -7,6 +7,25 @@ use crate::project::ProjectId;
 use crate::store::views::{PIECES_MAX, SKETCHES_MAX, UserMerge, piece_bounds, read_sketch};
 use crate::store::{CountsQuery, Error, UserCounts};
 
+/// In one piece of the index for each grain.
+const CELLS_OF_ALL_NAMES: &str = "
+    SELECT name, start_ms, sketch FROM piece CROSS JOIN rollup_users
+    WHERE project = ?1 AND generation = ?2 AND rollup_users.hours = piece.hours
+      AND start_ms >= low AND start_ms < high AND ?3 IS NULL";
+
+/// The key has the time before the name, so a span of it holds all names. The counts have it the other way round, and say which
+/// cells there are of one.
+const CELLS_OF_ONE_NAME: &str = "
+    SELECT name, cell.start_ms, sketch FROM (
+        SELECT hours, 0 AS start_ms FROM piece WHERE hours = 0 AND low < high
+        UNION
+        SELECT hours, hour_ms - (hour_ms % (hours * 3600000) + hours * 3600000) % (hours * 3600000)
+        FROM piece CROSS JOIN rollup_counts
+        WHERE project = ?1 AND generation = ?2 AND name = ?3 AND hour_ms >= low AND hour_ms < high AND hours > 0
+    ) AS counted CROSS JOIN rollup_users AS cell
+    WHERE project = ?1 AND generation = ?2 AND cell.hours = counted.hours AND cell.start_ms = counted.start_ms
+      AND name = ?3";
+
 impl Sqlite {
     pub(in crate::store) async fn users(
         &self,
@@ -59,15 +78,10 @@ fn users(
     )?;
     let live: Option<i64> = live.query_row(params![COUNTS, project.0], |row| row.get(0)).optional()?;
     let Some(generation) = live else { return Ok(None) };
-    let only = if query.name.is_some() { "name = ?3" } else { "?3 IS NULL" };
+    let cells = if query.name.is_some() { CELLS_OF_ONE_NAME } else { CELLS_OF_ALL_NAMES };
     let mut select = snapshot.prepare_cached(&format!(
         "WITH piece (hours, low, high) AS (VALUES (?4, ?5, ?6), (?7, ?8, ?9), (?10, ?11, ?12))
-         SELECT name, start_ms, sketch FROM (
-             SELECT name, start_ms, sketch FROM piece CROSS JOIN rollup_users
-             WHERE project = ?1 AND generation = ?2 AND rollup_users.hours = piece.hours
-               AND start_ms >= low AND start_ms < high AND {only}
-             LIMIT {}
-         ) ORDER BY name, start_ms",
+         SELECT name, start_ms, sketch FROM ({cells} LIMIT {}) ORDER BY name, start_ms",
         SKETCHES_MAX + 1
     ))?;
     select.raw_bind_parameter(1, project.0)?;
