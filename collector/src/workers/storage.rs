@@ -174,9 +174,11 @@ impl<B: Source, S: Log, C: Live> Writer<B, S, C> {
         });
         let before = appended.aside.iter().filter(|_| comes_again).map(|(place, reason)| (*place, reason));
         let culprits: BTreeMap<usize, &Reason> = now.chain(before).collect();
-        let (_, reason) = culprits.first_key_value().filter(|_| self.bus.is_durable())?;
+        let (first, reason) = culprits.first_key_value().filter(|_| self.bus.is_durable())?;
+        let again =
+            if appended.aside.iter().any(|(place, _)| place == first) { "refused again: " } else { "" };
         let places: Vec<usize> = culprits.keys().copied().collect();
-        Some((batch.only(&places), reason.message.to_string()))
+        Some((batch.only(&places), format!("{again}{}", reason.message)))
     }
 
     /// Puts to the dead letters what can't be stored, and answers for it; returns what they can't take now.

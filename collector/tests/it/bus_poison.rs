@@ -133,6 +133,11 @@ async fn poison_is_counted_and_buried_once_and_leaves_quarantine_when_it_is_stor
     assert_eq!((letter.events.len(), &letter.undated[..]), (1, &[0][..]), "its time is still ours");
     assert_eq!(counted(line.until_received(7).await), (2, 4, 1));
     line.until_dead(1).await;
+    let (walk, again) = letters(&line.bus).await;
+    walk.close().await;
+    let [before, again] = [&replayed[0], &again[0]];
+    assert_eq!(again.id, before.id, "it is the same letter");
+    assert_eq!(again.reason, format!("refused again: {}", before.reason));
 
     // And after it: stored, with the time it came with.
     line.place.change(ACCEPT_POSTGRES).await;
