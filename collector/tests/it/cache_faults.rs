@@ -40,6 +40,18 @@ async fn known(cache: &Cache, hash: KeyHash) {
     assert_eq!(cache.standing(&hash).await, Recalled::Known(VALID));
 }
 
+/// An edge.
+fn node(id: &str) -> Node {
+    Node {
+        id: id.to_owned(),
+        roles: vec!["edge".to_owned()],
+        address: None,
+        version: "1".to_owned(),
+        started_ms: 0,
+        last_seen_ms: 0,
+    }
+}
+
 fn totals(applied_to: u64) -> CountTotals {
     let state = ViewState { generation: 1, applied_to };
     CountTotals { state, per_name: [("a".to_owned(), applied_to)].into(), complete: true }
@@ -208,14 +220,6 @@ async fn tokens_of_a_lock_rise_over_a_redis_that_lost_everything() {
 async fn a_node_that_fell_silent_is_no_longer_listed() {
     let redis = Redis::start().unwrap();
     let (one, two) = (redis.cache().await, redis.cache().await);
-    let node = |id: &str| Node {
-        id: id.to_owned(),
-        roles: vec!["edge".to_owned()],
-        address: None,
-        version: "1".to_owned(),
-        started_ms: 0,
-        last_seen_ms: 0,
-    };
     assert!(one.heartbeat(&node("dies")).await);
     let since = Instant::now();
     let cancel = tokio_util::sync::CancellationToken::new();
@@ -272,16 +276,7 @@ async fn edges_that_lost_redis_go_on_with_their_share() {
     let quota = Quota { per_day: Some(1_000_000), per_month: None };
     let limits = Limits { rate: Some(rate), quota };
     for (cache, id) in [(&one, "one"), (&two, "two"), (&one, "one")] {
-        let roles = vec!["edge".to_owned()];
-        let node = Node {
-            id: id.to_owned(),
-            roles,
-            address: None,
-            version: String::new(),
-            started_ms: 0,
-            last_seen_ms: 0,
-        };
-        assert!(cache.heartbeat(&node).await);
+        assert!(cache.heartbeat(&node(id)).await);
     }
     assert!(one.recount_quota(SHOP, used_today(0, 0)).await);
     assert!(!one.take(SHOP, 100, &limits).await.recount);
@@ -329,6 +324,28 @@ async fn what_was_taken_yesterday_is_not_given_back_to_today() {
     cache.give_back(SHOP, 30, &taken).await;
     let used: (u64, u64) = redis.run(&["HMGET", limits_of_shop, "day_used", "month_used"]);
     assert_eq!(used, (20, 0), "the day after counted none of them, the month did");
+}
+
+#[tokio::test]
+async fn a_registry_that_somebody_wrote_over_is_made_anew() {
+    let redis = Redis::start().unwrap();
+    let (cache, other) = (redis.cache().await, redis.cache().await);
+    let listed = async || {
+        let nodes = cache.nodes().await?;
+        Some(nodes.into_iter().map(|node| node.id).collect::<Vec<_>>())
+    };
+    let keys = ["eventbucket:{nodes}:seen", "eventbucket:{nodes}:nodes"];
+    for written in [&keys[..1], &keys[1..], &keys[..]] {
+        assert!(cache.heartbeat(&node("a")).await && other.heartbeat(&node("b")).await);
+        for key in written {
+            redis.run::<()>(&["SET", key, "mine"]);
+        }
+        assert_eq!(listed().await, None, "{written:?} can't be read");
+        assert!(cache.heartbeat(&node("a")).await, "{written:?}");
+        assert_eq!(listed().await.unwrap(), ["a"], "{written:?}");
+        assert!(other.heartbeat(&node("b")).await);
+        assert_eq!(listed().await.unwrap(), ["a", "b"], "{written:?}");
+    }
 }
 
 #[tokio::test]

@@ -62,6 +62,8 @@ struct Shared {
     store: Option<String>,
     /// That another store's processes are here.
     foreign: Complaint,
+    /// That the registry of nodes was something else.
+    replaced: Complaint,
     scripts: Scripts,
     /// For what requests wait for.
     asks: Link,
@@ -97,6 +99,7 @@ impl Redis {
             prefix,
             store,
             foreign: Complaint::new(),
+            replaced: Complaint::new(),
             scripts: Scripts::new(),
             asks,
             bulk,

@@ -13,8 +13,12 @@ impl Redis {
         let Ok(text) = serde_json::to_string(node) else { return false };
         let mut call = self.0.scripts.heartbeat.prepare_invoke();
         call.key(&self.node_names()[..]).arg(&node.id).arg(text).arg(ttl_ms());
-        let ask = async |mut connection| call.invoke_async::<Vec<String>>(&mut connection).await;
-        let Some(nodes) = self.0.asks.ask(ask).await else { return false };
+        let ask = async |mut connection| call.invoke_async::<(bool, Vec<String>)>(&mut connection).await;
+        let Some((foreign, nodes)) = self.0.asks.ask(ask).await else { return false };
+        if foreign && self.0.replaced.is_due() {
+            let keys = self.node_names().join(" and ");
+            tracing::warn!(keys, "what redis had there was not the registry of nodes; it is made anew");
+        }
         let edges = nodes.iter().filter_map(|text| serde_json::from_str::<Node>(text).ok());
         self.0.edges.store(edges.filter(Node::is_edge).count(), Ordering::Relaxed);
         true
