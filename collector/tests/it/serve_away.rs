@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use eventbucket_servers::{Postgres, RabbitMq};
 use serde_json::json;
 
-use crate::harness::{Collector, eventually};
+use crate::harness::{Collector, eventbucket, eventually, run};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn storage_that_stops_without_its_store_gives_back_what_it_holds_and_says_where_it_is() {
@@ -50,7 +50,7 @@ async fn storage_that_stops_without_its_store_gives_back_what_it_holds_and_says_
 
 #[test]
 fn workers_are_not_ready_without_the_broker_and_tell_their_figures_without_the_store() {
-    let (postgres, mut rabbitmq) = (Postgres::start().unwrap(), RabbitMq::start().unwrap());
+    let (mut postgres, mut rabbitmq) = (Postgres::start().unwrap(), RabbitMq::start().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let file =
         format!("[store]\nurl = \"{}\"\n[bus]\nurl = \"{}\"\nshards = 1\n", postgres.url(), rabbitmq.url());
@@ -89,4 +89,12 @@ fn workers_are_not_ready_without_the_broker_and_tell_their_figures_without_the_s
         });
     }
     assert!(ready(&processes[2]), "readers need no broker");
+
+    // What isn't ready is asked for nothing, and finds out by itself that the server is back.
+    postgres.kill().unwrap();
+    let key = ["count", "--url", processes[2].url(), "--key", "eb_secret_nobody"];
+    run(eventbucket(&key)).assert_failed(1, &["the store is away"]);
+    eventually("it isn't ready", || !ready(&processes[2]));
+    postgres.restart().unwrap();
+    eventually("it is ready again", || ready(&processes[2]));
 }

@@ -52,6 +52,8 @@ struct Shared {
     epoch: Option<Arc<Epoch>>,
     /// Whether the last attempt to connect succeeded.
     reachable: AtomicBool,
+    /// Whether it is being tried in the background.
+    tried: AtomicBool,
 }
 
 /// A connection with the statements it has prepared.
@@ -64,8 +66,8 @@ impl Pool {
     pub(super) fn new(server: Server, size: usize, epoch: Option<Arc<Epoch>>) -> Result<Self, Error> {
         let tls = Tls::new(&server.encryption)?;
         let slots = Arc::new(Semaphore::new(size.max(1)));
-        let reachable = AtomicBool::new(true);
-        Ok(Self(Arc::new(Shared { server, tls, slots, idle: Mutex::default(), epoch, reachable })))
+        let (reachable, tried) = (AtomicBool::new(true), AtomicBool::new(false));
+        Ok(Self(Arc::new(Shared { server, tls, slots, idle: Mutex::default(), epoch, reachable, tried })))
     }
 
     /// Borrows a connection, an idle one or a new one.
@@ -121,6 +123,8 @@ impl Pool {
         Ok(Connection { client, statements: HashMap::new() })
     }
 
+    /// Says whether the server can be reached, as far as is known. Where not it is tried, once at a time: a process that
+    /// isn't ready is asked for nothing else, and would never find out that the server is back.
     pub(super) fn reachable(&self) -> Result<(), Error> {
         if self.0.slots.is_closed() {
             return Err(Error::unavailable("it has been closed"));
@@ -128,7 +132,24 @@ impl Pool {
         if self.0.reachable.load(Ordering::Relaxed) {
             return Ok(());
         }
+        if !self.0.tried.swap(true, Ordering::AcqRel) {
+            let pool = self.clone();
+            tokio::spawn(async move {
+                let asked = tokio::time::timeout(CONNECTING_MAX, pool.ask()).await;
+                if let Ok(Ok(())) = asked {
+                    pool.0.reachable.store(true, Ordering::Relaxed);
+                }
+                pool.0.tried.store(false, Ordering::Release);
+            });
+        }
         Err(Error::unavailable(format!("{} can't be reached", self.0.server)))
+    }
+
+    /// Asks the server for as good as nothing. A connection on which no answer comes is not used again.
+    async fn ask(&self) -> Result<(), Error> {
+        let mut lease = self.lease().await?;
+        lease.begin().await?;
+        lease.rollback().await
     }
 
     /// Closes the idle connections; the others go when their lease ends.
