@@ -50,6 +50,10 @@ const DRAIN_NOTICE: Duration = Duration::from_secs(2);
 /// How long storage may take for what the bus has accepted at shutdown: 64 MiB at a poor disk's 10 MB/s, four times over.
 const STORAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The same behind a broker, which gives what isn't stored to the next process: a store that answers takes a second for the
+/// 64 MiB at most that a process holds, and one that doesn't isn't waited for.
+const STORAGE_TIMEOUT_DURABLE: Duration = Duration::from_secs(10);
+
 /// A collector at work.
 pub struct Running {
     address: SocketAddr,
@@ -384,7 +388,8 @@ impl Running {
         // What the edge took last is charged before the rest is given back.
         cache.close().await;
         bus.close();
-        self.storage.finish(STORAGE_TIMEOUT).await;
+        let within = if bus.is_durable() { STORAGE_TIMEOUT_DURABLE } else { STORAGE_TIMEOUT };
+        self.storage.finish(within).await;
         bus.finish().await;
         // Insight ends when nobody can announce anything any more.
         drop(bus);

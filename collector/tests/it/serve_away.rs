@@ -6,6 +6,8 @@ use eventbucket_servers::{Postgres, RabbitMq};
 use serde_json::json;
 
 use crate::harness::{Collector, eventbucket, eventually, run};
+use crate::store_fixture;
+use crate::store_postgres::sql;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn storage_that_stops_without_its_store_gives_back_what_it_holds_and_says_where_it_is() {
@@ -46,6 +48,20 @@ async fn storage_that_stops_without_its_store_gives_back_what_it_holds_and_says_
     postgres.restart().unwrap();
     storage.restart();
     eventually("the others are stored too", || stored("21"));
+
+    // There, but silent: it isn't waited for as long as a statement may take.
+    let in_the_way = sql(&postgres.url()).await;
+    in_the_way.batch_execute("BEGIN; LOCK TABLE head").await.unwrap();
+    edge.send(json!({ "events": [{ "id": "c", "name": "last" }] })).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    let waits = async || in_the_way.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0;
+    store_fixture::eventually("storage waits for it", waits).await;
+    let since = Instant::now();
+    assert_eq!(storage.terminate().code(), Some(0), "{}", storage.logged());
+    assert!(since.elapsed() < Duration::from_secs(16), "{:?}", since.elapsed());
+    in_the_way.batch_execute("ROLLBACK").await.unwrap();
+    storage.restart();
+    eventually("the last is stored too", || stored("22"));
 }
 
 #[test]

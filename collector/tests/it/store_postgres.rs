@@ -69,7 +69,8 @@ pub(crate) async fn open(url: &str) -> Result<Store, Error> {
     Store::postgres(PostgresOptions::parse(url, None).unwrap()).await
 }
 
-async fn sql(url: &str) -> tokio_postgres::Client {
+/// A plain connection to a database.
+pub(crate) async fn sql(url: &str) -> tokio_postgres::Client {
     let (client, driver) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(driver);
     client
