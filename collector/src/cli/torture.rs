@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
 use crate::shutdown::{Signal, Signals};
-use crate::torture::{Addresses, Control, Error, Figures, Outcome, Plan, Server, Torture};
+use crate::torture::{Addresses, Backup, Control, Error, Figures, Outcome, Plan, Server, Torture};
 
 use super::failure::{FAILED, Failure, USAGE, note};
 use super::output::{Output, Paint, grouped};
@@ -26,10 +26,10 @@ const TICK: Duration = Duration::from_millis(120);
 #[command(
     after_help = "Starts six processes of this program (two edges, two storage and two insight workers) behind proxies, lets two\n\
     applications send, and breaks things meanwhile: kill -9 and pauses of processes, cut and stalled connections, batches\n\
-    sent and delivered again, announcements lost, Redis told late and wiped; with the commands below, kill -9 of the servers too.\n\
-    Each schedule of faults follows from its seed and has a project of its own, which stays. Within 90 s of its last fault\n\
-    every event must be stored exactly once, positions dense, rollups and live counters equal to a recount, every ledger\n\
-    balanced and the dead-letter queue empty.\n\n\
+    sent and delivered again, announcements lost, Redis told late and wiped, segments of the log begun; with the commands below,\n\
+    kill -9 of the servers, and PostgreSQL put back to an earlier state; with --drop-old, old events dropped. Each schedule of faults follows from its seed and has a project of its own, which stays. Within 90 s of its last fault\n\
+    every event must be stored exactly once (in the log, or dropped and counted), positions dense, rollups, users and live\n\
+    counters equal to a recount, every ledger balanced and the dead-letter queue empty.\n\n\
     The servers may hold other data, but give it none that a collector at work uses: what waits in Redis and in the\n\
     broker's announcements is thrown away. The proxies can't stand before amqps://, rediss:// or sslmode=verify-full.\n\n\
     Exit code: 0 when everything held, 1 when something didn't, 2 when it couldn't be tried.\n\n\
@@ -61,6 +61,9 @@ pub(super) struct TortureArgs {
     /// Give the edges a spool in this folder, for when the broker is away
     #[arg(long, value_name = "DIR")]
     spool: Option<PathBuf>,
+    /// Drop old events, too: everything in this database that isn't in the newest segment, other projects' included
+    #[arg(long)]
+    drop_old: bool,
     /// Print a JSON object a line
     #[arg(long)]
     json: bool,
@@ -90,6 +93,12 @@ struct ControlArgs {
     /// Starts it again and returns when it answers
     #[arg(long, value_name = "CMD", requires = "kill_redis")]
     start_redis: Option<String>,
+    /// Keeps a copy of all that PostgreSQL holds, and returns when it answers (again)
+    #[arg(long, value_name = "CMD", requires = "restore_postgres")]
+    save_postgres: Option<String>,
+    /// Puts that copy back, as a new timeline, and returns when it answers
+    #[arg(long, value_name = "CMD", requires = "save_postgres")]
+    restore_postgres: Option<String>,
 }
 
 impl ControlArgs {
@@ -106,6 +115,10 @@ impl ControlArgs {
         })
         .collect()
     }
+
+    fn backup(&self) -> Option<Backup> {
+        Some(Backup { save: self.save_postgres.clone()?, restore: self.restore_postgres.clone()? })
+    }
 }
 
 impl TortureArgs {
@@ -115,7 +128,13 @@ impl TortureArgs {
             bus: self.bus_url.clone(),
             cache: self.cache_url.clone(),
         };
-        Plan { addresses, controls: self.control.controls(), spool: self.spool.clone() }
+        Plan {
+            addresses,
+            controls: self.control.controls(),
+            backup: self.control.backup(),
+            drops: self.drop_old,
+            spool: self.spool.clone(),
+        }
     }
 }
 
@@ -182,8 +201,15 @@ fn replay(args: &TortureArgs, seed: u64) -> String {
     if let Some(folder) = &args.spool {
         command.push_str(&format!(" --spool '{}'", folder.display()));
     }
+    if args.drop_old {
+        command.push_str(" --drop-old");
+    }
+    let quoted = |text: &str| text.replace('\'', r"'\''");
+    if let Some(Backup { save, restore }) = args.control.backup() {
+        let (save, restore) = (quoted(&save), quoted(&restore));
+        command.push_str(&format!(" --save-postgres '{save}' --restore-postgres '{restore}'"));
+    }
     for (server, Control { kill, start }) in args.control.controls() {
-        let quoted = |text: &str| text.replace('\'', r"'\''");
         command.push_str(&format!(
             " --kill-{server} '{}' --start-{server} '{}'",
             quoted(&kill),
@@ -263,6 +289,13 @@ fn print_figures(output: Output, figures: &Figures) -> Result<(), Failure> {
         grouped(figures.events),
         grouped(figures.received)
     ))?;
+    if figures.dropped + figures.undone > 0 {
+        output.line(&format!(
+            "{} dropped as old and still counted, {} stored again after PostgreSQL was put back",
+            grouped(figures.dropped),
+            grouped(figures.undone)
+        ))?;
+    }
     output.line(&format!("faults: {}", faults.join(", ")))?;
     if !figures.recoveries_ms.is_empty() {
         output.line(&format!(

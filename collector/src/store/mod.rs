@@ -218,6 +218,18 @@ impl Store {
         }
     }
 
+    /// Begins the next segment of the log now, whatever the age and the size of the open one: what is stored from here on is
+    /// dropped apart from what was stored before. Waits up to two seconds for the appends under way.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on SQLite; otherwise when an append takes longer or the store can't be written.
+    pub async fn begin_segment(&self) -> Result<(), Error> {
+        match &self.0 {
+            Backend::Sqlite(_) => Err(Error::Unsupported("a store on SQLite has no segments")),
+            Backend::Postgres(postgres) => postgres.begin_segment().await,
+        }
+    }
+
     /// Removes events that were stored longer ago than `age`, a segment at a time, after every view is sealed with what they
     /// count. Their identities stay seven days longer at least, so that a late resend is known. Takes over from whoever is at it.
     ///

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 use eventbucket::Ledger as Delivery;
+use uuid::Uuid;
 
 use crate::cache::Counters;
 use crate::insight::{COUNTED_MAX, STANDARD_ERROR, Sketch};
@@ -43,6 +44,17 @@ pub(super) struct Found {
     pub(super) epoch_is_current: bool,
     pub(super) dead_letters: usize,
     pub(super) deliveries: Vec<Delivery>,
+    pub(super) epoch: Uuid,
+}
+
+/// What was sent, and what faults have done to it that nobody has to mend.
+#[derive(Debug)]
+pub(super) struct Expected<'a> {
+    pub(super) sent: &'a BTreeMap<String, Sent>,
+    /// The ids of those that may have been dropped: captured before the open segment began.
+    pub(super) droppable: BTreeSet<String>,
+    /// The epoch that the log had before it was put back, where it was.
+    pub(super) epoch_before: Option<Uuid>,
 }
 
 const HOUR_MS: i64 = 3_600_000;
@@ -75,20 +87,28 @@ impl Complaints {
 }
 
 /// Finds everything that doesn't hold, nothing when all does.
-pub(super) fn complaints(sent: &BTreeMap<String, Sent>, found: &Found) -> Complaints {
+pub(super) fn complaints(expected: &Expected<'_>, found: &Found) -> Complaints {
     let mut complaints = Complaints::default();
-    judge_log(&mut complaints, sent, found);
-    judge_counts(&mut complaints, found);
-    judge_users(&mut complaints, sent, found);
-    judge_deliveries(&mut complaints, found);
+    judge_log(&mut complaints, expected, found);
+    judge_counts(&mut complaints, expected.sent, found);
+    judge_users(&mut complaints, expected.sent, found);
+    judge_deliveries(&mut complaints, expected, found);
     complaints
 }
 
-fn judge_log(complaints: &mut Complaints, sent: &BTreeMap<String, Sent>, found: &Found) {
+impl Found {
+    /// How many events were dropped: those before the first that is there.
+    pub(super) fn dropped(&self) -> u64 {
+        self.log.first().map_or(self.head, |first| first.position.saturating_sub(1))
+    }
+}
+
+fn judge_log(complaints: &mut Complaints, expected: &Expected<'_>, found: &Found) {
     let Found { log, head, ledger, .. } = found;
+    let (sent, dropped) = (expected.sent, found.dropped());
     let mut stored: BTreeMap<&str, &Logged> = BTreeMap::new();
     for (place, logged) in log.iter().enumerate() {
-        let due = place as u64 + 1;
+        let due = dropped + place as u64 + 1;
         complaints.expect_always(logged.position == due, || {
             format!("position {} stands where {due} is due", logged.position)
         });
@@ -100,12 +120,20 @@ fn judge_log(complaints: &mut Complaints, sent: &BTreeMap<String, Sent>, found: 
             format!("event {} is stored as {:?} and was sent as {original:?}", logged.id, logged.event)
         });
     }
-    let missing: Vec<&String> = sent.keys().filter(|id| !stored.contains_key(id.as_str())).collect();
+    let absent = || sent.keys().filter(|id| !stored.contains_key(id.as_str()));
+    let missing: Vec<&String> = absent().filter(|id| !expected.droppable.contains(*id)).collect();
     complaints.expect(missing.is_empty(), || {
         format!("{} events are not stored, e.g. {}", missing.len(), missing[0])
     });
-    complaints.expect(*head == log.len() as u64, || {
-        format!("the head is {head} and the log has {} events", log.len())
+    let absent = absent().count() as u64;
+    complaints.expect(absent == dropped, || {
+        format!("{absent} events are not there, and {dropped} positions were dropped")
+    });
+    complaints.expect(*head == dropped + log.len() as u64, || {
+        format!("the head is {head}, and the log has {} events behind {dropped} that were dropped", log.len())
+    });
+    complaints.expect(expected.epoch_before != Some(found.epoch), || {
+        format!("the log was put back, and its epoch is {} still", found.epoch)
     });
 
     complaints.expect(ledger.balances(), || format!("the collector's ledger doesn't balance: {ledger:?}"));
@@ -115,9 +143,10 @@ fn judge_log(complaints: &mut Complaints, sent: &BTreeMap<String, Sent>, found: 
         .expect(ledger.quarantined + ledger.rejected == 0, || format!("events were put aside: {ledger:?}"));
 }
 
-fn judge_counts(complaints: &mut Complaints, found: &Found) {
-    let Found { log, head, view, counters, .. } = found;
-    let (hours, totals) = recount(log);
+/// What was dropped stays counted: a recount is one of what was sent.
+fn judge_counts(complaints: &mut Complaints, sent: &BTreeMap<String, Sent>, found: &Found) {
+    let Found { head, view, counters, .. } = found;
+    let (hours, totals) = recount(sent);
     complaints
         .expect(view.applied_to == *head, || format!("the counts are at {} of {head}", view.applied_to));
     complaints
@@ -196,7 +225,7 @@ fn hour_of(event: &Sent) -> i64 {
     event.time_ms - event.time_ms.rem_euclid(HOUR_MS)
 }
 
-fn judge_deliveries(complaints: &mut Complaints, found: &Found) {
+fn judge_deliveries(complaints: &mut Complaints, expected: &Expected<'_>, found: &Found) {
     let Found { head, dead_letters, .. } = found;
     complaints.expect(*dead_letters == 0, || format!("{dead_letters} messages are in the dead-letter queue"));
     for (delivery, client) in found.deliveries.iter().zip(1..) {
@@ -209,14 +238,15 @@ fn judge_deliveries(complaints: &mut Complaints, found: &Found) {
         complaints.expect(lost == 0, || format!("client {client} lost events: {delivery:?}"));
     }
     let new: u64 = found.deliveries.iter().map(|delivery| delivery.delivered.stored).sum();
-    complaints.expect(new == *head, || {
+    // What was put back is new a second time, for whoever sends it again.
+    complaints.expect(new == *head || expected.epoch_before.is_some(), || {
         format!("the clients were told {new} times that an event was new, of {head}")
     });
 }
 
-fn recount(log: &[Logged]) -> (Hours, Totals) {
+fn recount(sent: &BTreeMap<String, Sent>) -> (Hours, Totals) {
     let (mut hours, mut totals) = (Hours::new(), Totals::new());
-    for Logged { event, .. } in log {
+    for event in sent.values() {
         *hours.entry((event.name.clone(), hour_of(event))).or_default() += 1;
         *totals.entry(event.name.clone()).or_default() += 1;
     }
@@ -225,8 +255,6 @@ fn recount(log: &[Logged]) -> (Hours, Totals) {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     fn sent(events: u64) -> BTreeMap<String, Sent> {
@@ -245,7 +273,7 @@ mod tests {
         };
         let log: Vec<Logged> = sent.iter().zip(1..).map(logged).collect();
         let head = log.len() as u64;
-        let (hours, totals) = recount(&log);
+        let (hours, totals) = recount(sent);
         let users = cells(sent, |event| event.name.clone());
         let users = || users.iter().map(|(name, cell)| (name.clone(), Some(cell.estimate())));
         let mut delivery = Delivery::default();
@@ -265,13 +293,51 @@ mod tests {
             epoch_is_current: true,
             dead_letters: 0,
             deliveries: vec![delivery],
+            epoch: Uuid::nil(),
         }
+    }
+
+    /// Nothing was dropped or put back.
+    fn all(sent: &BTreeMap<String, Sent>) -> Expected<'_> {
+        Expected { sent, droppable: BTreeSet::new(), epoch_before: None }
     }
 
     #[test]
     fn what_is_right_has_no_complaint() {
         let sent = sent(5);
-        assert_eq!(complaints(&sent, &good(&sent)).texts, Vec::<String>::new());
+        assert_eq!(complaints(&all(&sent), &good(&sent)).texts, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_was_dropped_is_missing_from_the_log_alone_and_no_more_of_it() {
+        let sent = sent(5);
+        let first = |events| sent.keys().take(events).cloned().collect();
+        let judge = |droppable, found: &Found| {
+            complaints(&Expected { droppable: first(droppable), ..all(&sent) }, found).texts
+        };
+        let mut found = good(&sent);
+        assert_eq!(judge(3, &found), Vec::<String>::new(), "nothing had to go");
+        found.log.drain(..2);
+        assert_eq!(judge(3, &found), Vec::<String>::new());
+        assert!(judge(1, &found).concat().contains("1 events are not stored"), "{:?}", judge(1, &found));
+        found.log.remove(0);
+        found.log[0].position = 3;
+        assert!(judge(3, &found).concat().contains("2 positions were dropped"), "{:?}", judge(3, &found));
+        let mut found = good(&sent);
+        found.log.clear();
+        assert_eq!(judge(5, &found), Vec::<String>::new(), "all of it");
+    }
+
+    #[test]
+    fn a_log_that_was_put_back_has_another_epoch_and_events_that_are_new_twice() {
+        let sent = sent(5);
+        let back = |epoch| Expected { epoch_before: Some(epoch), ..all(&sent) };
+        let mut found = good(&sent);
+        found.deliveries[0].captured += 1;
+        found.deliveries[0].delivered.stored += 1;
+        assert_eq!(complaints(&back(Uuid::max()), &found).texts, Vec::<String>::new());
+        assert!(complaints(&back(Uuid::nil()), &found).texts.concat().contains("epoch"));
+        assert!(complaints(&all(&sent), &found).texts.concat().contains("were told"));
     }
 
     #[test]
@@ -326,7 +392,7 @@ mod tests {
         for (words, spoil) in wrongs {
             let mut found = good(&sent);
             spoil(&mut found);
-            let told = complaints(&sent, &found).texts;
+            let told = complaints(&all(&sent), &found).texts;
             assert!(told.iter().any(|complaint| complaint.contains(words)), "{words}: {told:?}");
         }
     }

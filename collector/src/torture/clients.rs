@@ -1,6 +1,7 @@
 //! The applications: buckets of the SDK that send numbered events over both edges, and remember every batch they sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -32,6 +33,9 @@ const USERS: u64 = 7;
 
 /// Of the second client's events every so many-th has the id of one of the first's: it is stored once all the same.
 const SHARED_EVERY: u64 = 10;
+
+/// The pause before a batch that must be taken is sent once more.
+const RESEND_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long one flush may take; while a broker is away the next one goes on.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,6 +75,10 @@ impl Sent {
 pub(super) struct Clients {
     clients: Vec<Client>,
     sent: BTreeMap<String, Sent>,
+    /// Their ids in the order in which they were captured.
+    order: Vec<String>,
+    /// How many there are, for whoever works beside.
+    captured: Arc<AtomicUsize>,
     batches: Arc<Batches>,
     began_ms: i64,
 }
@@ -109,6 +117,11 @@ impl Batches {
         }
     }
 
+    /// All of the batches so far.
+    pub(super) fn all(&self) -> Vec<Attempt> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// One of the batches so far, if there is any.
     pub(super) fn pick(&self, which: u64) -> Option<Attempt> {
         let batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,7 +144,8 @@ impl Clients {
         let start = |client| Client::start(client, edges, key, &batches);
         let clients = (0..CLIENTS).map(start).collect::<Result<_, _>>()?;
         let began_ms = Timestamp::from_system(SystemTime::now()).ms();
-        Ok(Self { clients, sent: BTreeMap::new(), batches, began_ms })
+        let (sent, order, captured) = (BTreeMap::new(), Vec::new(), Arc::default());
+        Ok(Self { clients, sent, order, captured, batches, began_ms })
     }
 
     /// Lets each client capture so many events.
@@ -157,12 +171,25 @@ impl Clients {
         let owner = if shared { 0 } else { place };
         let (id, sent) = (format!("{owner}-{number}"), Sent::draw(owner, number, self.began_ms));
         client.bucket.capture(sent.event().id(id.clone()).prop("number", number));
-        self.sent.insert(id, sent);
+        if self.sent.insert(id.clone(), sent).is_none() {
+            self.order.push(id);
+            self.captured.store(self.order.len(), Ordering::Release);
+        }
     }
 
     /// Everything that was captured, by its id.
     pub(super) fn sent(&self) -> &BTreeMap<String, Sent> {
         &self.sent
+    }
+
+    /// The ids of the first events that were captured.
+    pub(super) fn first(&self, events: usize) -> BTreeSet<String> {
+        self.order.iter().take(events).cloned().collect()
+    }
+
+    /// How many events were captured, now and later.
+    pub(super) fn captured(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.captured)
     }
 
     /// The batches that were sent.
@@ -207,6 +234,19 @@ pub(super) struct Resender(HttpTransport);
 impl Resender {
     pub(super) fn new() -> Result<Self, String> {
         HttpTransport::builder().build().map(Self).map_err(|error| error.to_string())
+    }
+
+    /// Sends batches again until each was taken, by one edge or another.
+    pub(super) async fn resend_until_taken(&self, attempts: Vec<Attempt>, edges: &[String]) {
+        for mut attempt in attempts {
+            for edge in edges.iter().cycle() {
+                edge.clone_into(&mut attempt.endpoint);
+                if self.0.send(&attempt).await.is_ok_and(|answer| answer.status == 200) {
+                    break;
+                }
+                tokio::time::sleep(RESEND_PAUSE).await;
+            }
+        }
     }
 
     /// Sends a batch again, so many times; whether anybody answers doesn't matter.

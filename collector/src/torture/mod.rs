@@ -4,6 +4,9 @@
 /// What happens when, as a function of a seed.
 mod schedule;
 
+/// What can go wrong.
+mod fault;
+
 /// Connections that can be cut.
 mod proxy;
 
@@ -21,6 +24,9 @@ mod clients;
 
 /// Carrying out faults.
 mod faults;
+
+/// What time does to a log.
+mod ageing;
 
 /// Reading what there is in the end.
 mod truth;
@@ -45,15 +51,16 @@ use crate::project::ProjectId;
 use crate::query::{self, Reader};
 use crate::store::NewProject;
 
-use check::Complaints;
+use ageing::Ageing;
+use check::{Complaints, Expected, Found};
 use clients::{Clients, Resender};
 use faults::{Faults, Means};
 pub(crate) use outcome::{Figures, Outcome};
 pub(crate) use schedule::Server;
-use schedule::{Link, Place, Role, Schedule};
+use schedule::{Allowed, Link, Place, Role, Schedule};
 use truth::Servers;
 use world::World;
-pub(crate) use world::{Addresses, Control};
+pub(crate) use world::{Addresses, Backup, Control};
 
 /// How long after the last fault everything must hold.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -67,6 +74,10 @@ pub(crate) struct Plan {
     pub(crate) addresses: Addresses,
     /// How those are killed and started that may be.
     pub(crate) controls: BTreeMap<Server, Control>,
+    /// How PostgreSQL is put back to an earlier state, where it may be.
+    pub(crate) backup: Option<Backup>,
+    /// Whether everything may be dropped that isn't in the newest segment, whosever it is.
+    pub(crate) drops: bool,
     /// The folder of the edges' spools, where they have some.
     pub(crate) spool: Option<PathBuf>,
 }
@@ -94,7 +105,7 @@ pub(crate) struct Torture {
 impl Torture {
     /// Starts the processes, and waits until all serve. Dropped, it takes them with it.
     pub(crate) async fn prepare(plan: &Plan) -> Result<Self, Error> {
-        let Plan { addresses, controls, spool } = plan;
+        let Plan { addresses, controls, backup, drops, spool } = plan;
         addresses.check().map_err(while_doing("stand between"))?;
         let variables = Server::ALL.map(|server| addresses.variable(server));
         let config = Config::load(&Flags::default(), variables).map_err(while_doing("read the addresses"))?;
@@ -103,14 +114,30 @@ impl Torture {
         let world = World::start(&program, addresses, controls.clone(), spool.as_deref()).await;
         let world = world.map_err(while_doing("start the processes"))?;
         let resender = Resender::new().map_err(while_doing("make a client"))?;
-        let means = Means { bus: bus.clone(), cache: cache.clone(), resender: Arc::new(resender) };
+        let mut ageing = Ageing::new(store.clone());
+        if *drops {
+            ageing = ageing.dropping(addresses).await.map_err(while_doing("use the store a second time"))?;
+        }
+        let means = Means {
+            store: store.clone(),
+            bus: bus.clone(),
+            cache: cache.clone(),
+            resender: Arc::new(resender),
+            ageing,
+            backup: backup.clone(),
+        };
         let reader = Reader::new(store.clone(), cache.clone());
         Ok(Self { world, means, servers: Servers { store, bus, cache, reader } })
     }
 
     /// Runs the schedule of a seed and judges what it left.
     pub(crate) async fn try_one(&mut self, seed: u64) -> Outcome {
-        let schedule = Schedule::draw(seed, &self.world.killable());
+        let allowed = Allowed {
+            kills: self.world.killable(),
+            drops: self.means.ageing.can_drop(),
+            restores: self.means.backup.is_some(),
+        };
+        let schedule = Schedule::draw(seed, &allowed);
         let mut outcome = Outcome::of(&schedule);
         outcome.complaints = match self.strike_and_judge(&schedule, &mut outcome).await {
             Ok(complaints) => complaints,
@@ -138,25 +165,40 @@ impl Torture {
     ) -> Result<Vec<String>, String> {
         let NewProject { project, write_key, .. } = self.new_project(schedule.seed).await?;
         let mut clients = Clients::start(&self.world.edges(), &write_key.text)?;
-        let mut faults = Faults::new(&self.world, &self.means, project.id, clients.batches());
+        let epoch = self.servers.store.epoch();
+        let mut faults = Faults::new(&self.world, &self.means, project.id, &clients);
         for step in &schedule.steps {
             clients.capture(step.events);
             tokio::time::sleep(Duration::from_millis(step.pause_ms)).await;
             faults.strike(step.fault);
         }
-        let mut last_fault = faults.over().await.inspect_err(|_| outcome.untried = true)?;
+        let (mut last_fault, past) = faults.over().await.inspect_err(|_| outcome.untried = true)?;
         self.world.settled().await?;
+        outcome.undone = past.undone();
+        let put_back = schedule.restores();
+        if put_back {
+            self.send_all_again(&clients).await?;
+        }
+        if schedule.drops() {
+            self.drop_all_old().await?;
+        }
         if schedule.last_unannounced {
             last_fault = self.capture_unannounced(&mut clients, project.id).await;
         } else {
             clients.capture_last();
         }
         outcome.events = clients.sent().len();
+        let expected = Expected {
+            sent: clients.sent(),
+            droppable: clients.first(past.droppable()),
+            epoch_before: put_back.then_some(epoch),
+        };
         let complaints = loop {
             let found = self.servers.read(project.id, &clients).await;
             outcome.received = found.as_ref().map_or(0, |found| found.ledger.received);
+            outcome.dropped = found.as_ref().map_or(0, Found::dropped);
             let complaints = match found {
-                Ok(found) => check::complaints(clients.sent(), &found),
+                Ok(found) => check::complaints(&expected, &found),
                 Err(reason) => Complaints { texts: vec![reason], lasting: false },
             };
             let late = last_fault.elapsed() > PATIENCE;
@@ -167,6 +209,25 @@ impl Torture {
         };
         outcome.recovery_ms = u64::try_from(last_fault.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(complaints)
+    }
+
+    /// Sends every batch again, as applications would that learn of a restore: what is gone has to be stored once more, what
+    /// isn't is a duplicate.
+    async fn send_all_again(&self, clients: &Clients) -> Result<(), String> {
+        let (batches, edges) = (clients.batches().all(), self.world.edges());
+        let sending = self.means.resender.resend_until_taken(batches, &edges);
+        tokio::time::timeout(PATIENCE, sending).await.map_err(|_| {
+            let seconds = PATIENCE.as_secs();
+            format!("the batches that were sent again after a restore are not all taken within {seconds} s")
+        })
+    }
+
+    /// Drops once more what is old, which nothing is in the way of any longer.
+    async fn drop_all_old(&self) -> Result<(), String> {
+        let dropping = self.means.ageing.drop_all_old();
+        tokio::time::timeout(PATIENCE, dropping)
+            .await
+            .map_err(|_| format!("old events could not be dropped within {} s", PATIENCE.as_secs()))
     }
 
     /// Captures the last events while no insight worker hears of them, and loses what was announced: only the log knows.

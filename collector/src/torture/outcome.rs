@@ -23,6 +23,10 @@ pub(crate) struct Outcome {
     pub(crate) events: usize,
     /// What the collector received of them, repeated batches included.
     pub(crate) received: u64,
+    /// Events that were dropped because they were old.
+    pub(crate) dropped: u64,
+    /// Events that were gone when the database was put back.
+    pub(crate) undone: u64,
     /// From the last fault until everything held, or until it was given up.
     pub(crate) recovery_ms: u64,
     /// What doesn't hold.
@@ -42,6 +46,8 @@ impl Outcome {
             kinds: steps().map(|step| step.fault.kind()).collect(),
             events: 0,
             received: 0,
+            dropped: 0,
+            undone: 0,
             recovery_ms: 0,
             complaints: Vec::new(),
         }
@@ -57,6 +63,8 @@ pub(crate) struct Figures {
     pub(crate) untried: u64,
     pub(crate) events: u64,
     pub(crate) received: u64,
+    pub(crate) dropped: u64,
+    pub(crate) undone: u64,
     pub(crate) faults: BTreeMap<String, u64>,
     pub(crate) recovery_ms_max: u64,
     #[serde(skip)]
@@ -78,6 +86,8 @@ impl Figures {
         self.untried += u64::from(outcome.untried);
         self.events += outcome.events as u64;
         self.received += outcome.received;
+        self.dropped += outcome.dropped;
+        self.undone += outcome.undone;
         for kind in &outcome.kinds {
             *self.faults.entry(kind.clone()).or_default() += 1;
         }

@@ -1,6 +1,9 @@
 //! What happens in one schedule, as a function of its seed alone: when clients send how much, and which fault strikes when.
 
 use std::fmt;
+use std::ops::RangeInclusive;
+
+use super::fault::Fault;
 
 /// Processes of each role.
 pub(super) const PROCESSES_A_ROLE: usize = 2;
@@ -17,21 +20,12 @@ const PAUSE_MS: (u64, u64) = (0, 600);
 /// Events that a client captures between two faults.
 const EVENTS: (u64, u64) = (0, 160);
 
-/// How long a process is paused, or a connection holds back what passes.
-const HOLD_MS: (u64, u64) = (200, 3_000);
+/// In every so many-th schedule the log ages: so many times a segment begins, and somewhere behind it what is old is dropped.
+const AGEING_EVERY: u64 = 2;
+const AGEINGS: (u64, u64) = (1, 3);
 
-/// How long PostgreSQL is held up for an insight worker to be in the middle of counting: what is captured now is stored and
-/// announced within 100 ms.
-const COUNTING_MS: (u64, u64) = (150, 400);
-
-/// How long Redis then is: the other insight worker looks once a second, and is to have looked twice.
-const LATE_MS: (u64, u64) = (2_200, 2_800);
-
-/// Wipes of Redis in a row, 30 ms apart: 20 of them last as long as what is captured meanwhile is being counted.
-const WIPES: (u64, u64) = (1, 20);
-
-/// How long a server stays down.
-const DOWN_MS: (u64, u64) = (100, 2_500);
+/// In every so many-th schedule PostgreSQL is put back to an earlier state.
+const RESTORE_EVERY: u64 = 4;
 
 /// A role of the collector, as far as its processes are struck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,47 +61,15 @@ pub(super) enum Link {
     Everyone(Server),
 }
 
-/// Something that goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// `kill -9`; the process is started again at once.
-    Kill(Place),
-    /// SIGSTOP, and SIGCONT after so long.
-    Pause(Place, u64),
-    /// Connections break.
-    Cut(Link),
-    /// Connections pass nothing for so long.
-    Stall(Link, u64),
-    /// A batch is sent again to an edge, same id and same bytes, while others are on their way.
-    Resend {
-        /// Which edge.
-        edge: usize,
-        /// Which of the batches sent so far, modulo their number.
-        which: u64,
-        /// How often.
-        times: u64,
-    },
-    /// The broker delivers a batch once more.
-    Redeliver {
-        /// As for a resend.
-        which: u64,
-    },
-    /// Every announcement that waits is lost.
-    PurgeRanges,
-    /// What an insight worker has counted is told to Redis long after it is stored: Redis is held up for so long while the
-    /// worker is counting, which takes a moment of holding up PostgreSQL first. The other one mends the counters meanwhile.
-    TellLate {
-        /// Which insight worker.
-        insight: usize,
-        /// How long PostgreSQL is held up, for something to be there to count.
-        wait_ms: u64,
-        /// How long Redis is.
-        hold_ms: u64,
-    },
-    /// Redis forgets everything of ours, so many times while it is being written to.
-    WipeCache(u64),
-    /// `kill -9` of a server, which is down for so long.
-    KillServer(Server, u64),
+/// What may be done to the servers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Allowed {
+    /// Which can be killed.
+    pub(super) kills: Vec<Server>,
+    /// Whether old events may be dropped.
+    pub(super) drops: bool,
+    /// Whether PostgreSQL can be put back.
+    pub(super) restores: bool,
 }
 
 /// A fault, what the clients capture before it, and how long it is waited for.
@@ -155,85 +117,72 @@ impl Place {
 }
 
 impl Schedule {
-    /// Draws a schedule. A server that can't be killed has its connections cut instead: the other faults stay as they are.
-    pub(super) fn draw(seed: u64, killable: &[Server]) -> Self {
+    /// Draws a schedule. What isn't allowed is replaced: the other faults stay as they are.
+    pub(super) fn draw(seed: u64, allowed: &Allowed) -> Self {
         let mut random = Random(seed);
-        let steps = (0..random.between(STEPS)).map(|_| Step::draw(&mut random, killable)).collect();
+        let mut steps: Vec<Step> =
+            (0..random.between(STEPS)).map(|_| Step::draw(&mut random, Fault::draw)).collect();
         let last_unannounced = random.below(2) == 0;
+        if random.below(AGEING_EVERY) == 0 {
+            for _ in 0..random.between(AGEINGS) {
+                let places = 0..=steps.len();
+                let begun = insert(&mut steps, places, &mut random, |_| Fault::NextSegment);
+                let places = begun + 1..=steps.len();
+                insert(&mut steps, places, &mut random, Fault::draw_drop);
+            }
+        }
+        if random.below(RESTORE_EVERY) == 0 {
+            // What is captured behind it is there to be undone.
+            let places = 0..=steps.len() / 2;
+            insert(&mut steps, places, &mut random, Fault::draw_restore);
+        }
+        for step in &mut steps {
+            step.fault = step.fault.where_allowed(allowed);
+        }
         Self { seed, steps, last_unannounced }
     }
+
+    /// Says whether PostgreSQL is put back in it.
+    pub(super) fn restores(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.fault, Fault::Restore(_)))
+    }
+
+    /// Says whether old events are dropped in it.
+    pub(super) fn drops(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.fault, Fault::DropOld { .. }))
+    }
+}
+
+/// Puts a step to one of some places, and says which.
+fn insert(
+    steps: &mut Vec<Step>,
+    places: RangeInclusive<usize>,
+    random: &mut Random,
+    fault: impl FnOnce(&mut Random) -> Fault,
+) -> usize {
+    let place = places.start() + random.place(places.end() - places.start() + 1);
+    let step = Step::draw(random, fault);
+    steps.insert(place, step);
+    place
 }
 
 impl Step {
-    fn draw(random: &mut Random, killable: &[Server]) -> Self {
+    fn draw(random: &mut Random, fault: impl FnOnce(&mut Random) -> Fault) -> Self {
         let pause_ms = random.between(PAUSE_MS);
         let events = std::array::from_fn(|_| random.between(EVENTS));
-        let fault = match Fault::draw(random) {
-            Fault::KillServer(server, _) if !killable.contains(&server) => Fault::Cut(Link::Everyone(server)),
-            drawn => drawn,
-        };
-        Self { pause_ms, events, fault }
-    }
-}
-
-impl Fault {
-    /// Of 100 faults: 28 kills, 12 pauses, 13 cuts, 8 stalls, 10 resends, 8 redeliveries, 5 purges, 6 times late for Redis, 5
-    /// wipes, 5 kills of a server, of which every fifth is RabbitMQ's: it takes 5 to 30 s to come back.
-    fn draw(random: &mut Random) -> Self {
-        match random.below(100) {
-            0..28 => Self::Kill(Place::draw(random)),
-            28..40 => Self::Pause(Place::draw(random), random.between(HOLD_MS)),
-            40..53 => Self::Cut(Link::draw(random)),
-            53..61 => Self::Stall(Link::draw(random), random.between(HOLD_MS)),
-            61..71 => {
-                let edge = random.place(PROCESSES_A_ROLE);
-                Self::Resend { edge, which: random.next(), times: random.between((1, 3)) }
-            }
-            71..79 => Self::Redeliver { which: random.next() },
-            79..84 => Self::PurgeRanges,
-            84..90 => Self::TellLate {
-                insight: random.place(PROCESSES_A_ROLE),
-                wait_ms: random.between(COUNTING_MS),
-                hold_ms: random.between(LATE_MS),
-            },
-            90..95 => Self::WipeCache(random.between(WIPES)),
-            _ => {
-                let server = match random.below(5) {
-                    0 | 1 => Server::Postgres,
-                    2 | 3 => Server::Redis,
-                    _ => Server::RabbitMq,
-                };
-                Self::KillServer(server, random.between(DOWN_MS))
-            }
-        }
-    }
-
-    /// The kind of fault, for the figures at the end.
-    pub(super) fn kind(&self) -> String {
-        match self {
-            Self::Kill(place) => format!("kill {}", place.role),
-            Self::Pause(..) => "pause".to_owned(),
-            Self::Cut(_) => "cut".to_owned(),
-            Self::Stall(..) => "stall".to_owned(),
-            Self::Resend { .. } => "resend".to_owned(),
-            Self::Redeliver { .. } => "redeliver".to_owned(),
-            Self::PurgeRanges => "purge announcements".to_owned(),
-            Self::TellLate { .. } => "tell redis late".to_owned(),
-            Self::WipeCache(_) => "wipe redis".to_owned(),
-            Self::KillServer(server, _) => format!("kill {server}"),
-        }
+        Self { pause_ms, events, fault: fault(random) }
     }
 }
 
 impl Place {
-    fn draw(random: &mut Random) -> Self {
+    pub(super) fn draw(random: &mut Random) -> Self {
         let role = Role::ALL[random.place(Role::ALL.len())];
         Self { role, number: random.place(PROCESSES_A_ROLE) }
     }
 }
 
 impl Link {
-    fn draw(random: &mut Random) -> Self {
+    pub(super) fn draw(random: &mut Random) -> Self {
         let server = Server::ALL[random.place(Server::ALL.len())];
         match random.below(10) {
             0..4 => Self::Clients(random.place(PROCESSES_A_ROLE)),
@@ -265,7 +214,8 @@ impl Random {
         first + self.below(last - first + 1)
     }
 
-    fn place(&mut self, places: usize) -> usize {
+    /// A place among so many.
+    pub(super) fn place(&mut self, places: usize) -> usize {
         usize::try_from(self.below(places as u64)).expect("it is below a usize")
     }
 }
@@ -306,46 +256,33 @@ impl fmt::Display for Link {
     }
 }
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Kill(place) => write!(f, "kill -9 {place}"),
-            Self::Pause(place, ms) => write!(f, "pause {place} for {ms} ms"),
-            Self::Cut(link) => write!(f, "cut {link}"),
-            Self::Stall(link, ms) => write!(f, "stall {link} for {ms} ms"),
-            Self::Resend { edge, times, .. } => write!(f, "resend a batch {times}× to edge-{}", edge + 1),
-            Self::Redeliver { .. } => f.write_str("deliver a batch once more"),
-            Self::PurgeRanges => f.write_str("lose the announcements"),
-            Self::TellLate { insight, hold_ms, .. } => {
-                write!(f, "tell redis {hold_ms} ms late what insight-{} counts", insight + 1)
-            }
-            Self::WipeCache(times) => write!(f, "wipe redis {times}×"),
-            Self::KillServer(server, ms) => write!(f, "kill -9 {server} for {ms} ms"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
 
+    fn everything() -> Allowed {
+        Allowed { kills: Server::ALL.to_vec(), drops: true, restores: true }
+    }
+
     #[test]
     fn a_seed_replays_and_its_neighbour_differs() {
-        let draw = |seed| Schedule::draw(seed, &Server::ALL);
+        let draw = |seed| Schedule::draw(seed, &everything());
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7).steps, draw(8).steps);
     }
 
     #[test]
-    fn what_can_be_killed_changes_no_other_fault() {
+    fn what_is_allowed_changes_no_other_fault() {
         for seed in 0..200 {
-            let (with, without) = (Schedule::draw(seed, &Server::ALL), Schedule::draw(seed, &[]));
+            let (with, without) =
+                (Schedule::draw(seed, &everything()), Schedule::draw(seed, &Allowed::default()));
             assert_eq!(with.steps.len(), without.steps.len());
             for (with, without) in with.steps.iter().zip(&without.steps) {
                 let expected = match with.fault {
                     Fault::KillServer(server, _) => Fault::Cut(Link::Everyone(server)),
+                    Fault::DropOld { .. } | Fault::Restore(_) => Fault::Cut(Link::Everyone(Server::Postgres)),
                     other => other,
                 };
                 assert_eq!(without.fault, expected);
@@ -357,9 +294,19 @@ mod tests {
     #[test]
     fn a_few_hundred_schedules_hold_every_kind_of_fault() {
         let kinds: BTreeSet<String> = (0..300)
-            .flat_map(|seed| Schedule::draw(seed, &Server::ALL).steps)
+            .flat_map(|seed| Schedule::draw(seed, &everything()).steps)
             .map(|step| step.fault.kind())
             .collect();
-        assert_eq!(kinds.len(), 14, "{kinds:?}");
+        assert_eq!(kinds.len(), 17, "{kinds:?}");
+    }
+
+    #[test]
+    fn a_drop_comes_after_the_segment_that_it_needs() {
+        for seed in 0..200 {
+            let kinds: Vec<String> =
+                Schedule::draw(seed, &everything()).steps.iter().map(|step| step.fault.kind()).collect();
+            let first = |kind| kinds.iter().position(|other| other == kind);
+            assert!(first("begin a segment") <= first("drop old events"), "{kinds:?}");
+        }
     }
 }

@@ -53,6 +53,7 @@ impl Servers {
             counters,
             dead_letters: self.dead_letters().await?,
             deliveries,
+            epoch: self.store.epoch(),
         })
     }
 

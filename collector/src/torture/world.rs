@@ -33,6 +33,13 @@ pub(crate) struct Control {
     pub(crate) start: String,
 }
 
+/// What keeps a copy of all that PostgreSQL holds, and what puts it back, for a shell.
+#[derive(Clone, Debug)]
+pub(crate) struct Backup {
+    pub(crate) save: String,
+    pub(crate) restore: String,
+}
+
 /// The processes and everything between them.
 pub(super) struct World {
     processes: BTreeMap<Place, Process>,
@@ -81,7 +88,7 @@ impl Addresses {
     }
 
     /// Where a server listens.
-    fn upstream(&self, server: Server) -> io::Result<String> {
+    pub(super) fn upstream(&self, server: Server) -> io::Result<String> {
         let (text, _, port) = self.of(server);
         let url = Url::parse(text).map_err(|_| unusable(server))?;
         let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| unusable(server))?;
@@ -89,7 +96,7 @@ impl Addresses {
     }
 
     /// The same address through a proxy, and the variable that tells it to a process.
-    fn through(&self, server: Server, proxy: &Proxy) -> io::Result<(&'static str, String)> {
+    pub(super) fn through(&self, server: Server, proxy: &Proxy) -> io::Result<(&'static str, String)> {
         let (text, variable, _) = self.of(server);
         let mut url = Url::parse(text).map_err(|_| unusable(server))?;
         url.set_host(Some(&proxy.address.ip().to_string())).map_err(|_| unusable(server))?;
@@ -234,6 +241,16 @@ impl Control {
         shell(&self.kill).await?;
         tokio::time::sleep(down).await;
         shell(&self.start).await
+    }
+}
+
+impl Backup {
+    pub(super) async fn save(&self) -> Result<(), String> {
+        shell(&self.save).await
+    }
+
+    pub(super) async fn restore(&self) -> Result<(), String> {
+        shell(&self.restore).await
     }
 }
 

@@ -106,6 +106,24 @@ async fn a_segment_is_not_closed_while_somebody_writes_to_it_and_nobody_waits_fo
 }
 
 #[tokio::test]
+async fn a_segment_can_be_begun_at_any_time_beside_those_that_append() {
+    let database = Database::new().await;
+    let (busy, other) = (process(&database, Duration::MAX).await, database.open().await);
+    let shop = project(&busy, "shop").await.project.id;
+    other.begin_segment().await.unwrap();
+    for round in 0..3 {
+        append(&busy, shop, &format!("r{round}-")).await;
+        other.begin_segment().await.unwrap();
+    }
+    assert_eq!(count(&database, SEGMENTS).await, 4);
+    assert_eq!(count(&database, "SELECT count(DISTINCT segment) FROM event").await, 3);
+    append(&busy, shop, "last").await;
+    assert_eq!(other.drop_before(Duration::ZERO).await.unwrap().events, 9);
+    count_all_projects(&busy).await;
+    holds(&busy).await;
+}
+
+#[tokio::test]
 async fn a_log_that_went_back_to_before_its_newest_segment_is_written_on() {
     let database = Database::new().await;
     let store = process(&database, Duration::MAX).await;

@@ -1,6 +1,7 @@
 //! `eventbucket torture` on private servers, which it kills too; and that it fails when something is wrong.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread::JoinHandle;
@@ -42,11 +43,22 @@ impl Controlled {
 
     /// The arguments that tell the commands.
     fn arguments(&self, server: &str) -> [String; 4] {
-        let at = |name: &str| self.folder.path().join(name).display().to_string();
-        let command = |word| {
-            format!("echo {word} >{}; read -r said <{}; [ \"$said\" = done ]", at("order"), at("answer"))
-        };
+        let command = |word| self.command(word);
         [format!("--kill-{server}"), command("kill"), format!("--start-{server}"), command("restart")]
+    }
+
+    /// Those that tell how it is put back.
+    fn backup_arguments(&self) -> [String; 4] {
+        ["save", "restore"]
+            .map(|word| [format!("--{word}-postgres"), self.command(word)])
+            .concat()
+            .try_into()
+            .unwrap()
+    }
+
+    fn command(&self, word: &str) -> String {
+        let at = |name: &str| self.folder.path().join(name).display().to_string();
+        format!("echo {word} >{}; read -r said <{}; [ \"$said\" = done ]", at("order"), at("answer"))
     }
 }
 
@@ -56,6 +68,39 @@ impl Drop for Controlled {
         // A panic there is its own message.
         let _ = self.obeying.take().map(JoinHandle::join);
     }
+}
+
+/// A PostgreSQL that can also be put back, as a new timeline: what a restore to a point in time makes.
+fn controlled_postgres(mut server: Postgres) -> Controlled {
+    let copies = tempfile::tempdir().unwrap();
+    let copy = move |from: &Path, to: &Path| {
+        let copied = Command::new("cp").arg("-a").args([from, to]).status()?;
+        if copied.success() { Ok(()) } else { Err(std::io::Error::other("the cluster could not be copied")) }
+    };
+    Controlled::new(move |word| {
+        let (data, saved) = (server.data(), copies.path().join("saved"));
+        match word {
+            "kill" => return server.kill(),
+            "save" => {
+                server.kill()?;
+                // What was saved last may not have been needed.
+                let _ = fs::remove_dir_all(&saved);
+                copy(&data, &saved)?;
+            }
+            "restore" => {
+                server.kill()?;
+                fs::remove_dir_all(&data)?;
+                fs::rename(&saved, &data)?;
+                // Of the same owner as all there.
+                copy(&data.join("PG_VERSION"), &data.join("recovery.signal"))?;
+                let mut settings =
+                    fs::OpenOptions::new().append(true).open(data.join("postgresql.auto.conf"))?;
+                writeln!(settings, "restore_command = 'false'")?;
+            }
+            _ => {}
+        }
+        server.restart()
+    })
 }
 
 macro_rules! controlled {
@@ -88,13 +133,14 @@ fn no_schedule_of_faults_loses_or_doubles_an_event() {
     let rabbitmq = rabbitmq.join().unwrap();
     let mut command = torture(&postgres, &rabbitmq, &redis);
     let servers = [
-        ("postgres", controlled!(postgres)),
+        ("postgres", controlled_postgres(postgres)),
         ("rabbitmq", controlled!(rabbitmq)),
         ("redis", controlled!(redis)),
     ];
     for (name, server) in &servers {
         command.args(server.arguments(name));
     }
+    command.args(servers[0].1.backup_arguments()).arg("--drop-old");
     command.args(["--schedules", &schedules.to_string(), "--seed", &seed.to_string()]);
     let output = command.output().unwrap();
     let lines = lines(&output);
@@ -110,6 +156,12 @@ fn no_schedule_of_faults_loses_or_doubles_an_event() {
         for server in ["postgres", "redis", "rabbitmq"] {
             let kills = figures["faults"][format!("kill {server}")].as_u64().unwrap_or(0);
             assert!((1..=3).contains(&kills), "{kills} kills of {server}: choose another seed");
+        }
+        for effect in ["dropped", "undone"] {
+            assert!(
+                figures[effect].as_u64() > Some(0),
+                "nothing was {effect}: choose another seed: {figures}"
+            );
         }
     }
 }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::counts::{COUNTS, lock_live, step};
 use super::pool::Lease;
-use super::segments::spans;
+use super::segments::{When, open_next, spans};
 use super::{BLOCK_BITS, Postgres, int, project_id, project_number, sweep, uint};
 use crate::project::ProjectId;
 use crate::store::{Dropped, Error, ViewState};
@@ -40,6 +40,10 @@ impl Fence {
 }
 
 impl Postgres {
+    pub(in crate::store) async fn begin_segment(&self) -> Result<(), Error> {
+        open_next(&mut self.0.log.lease().await?, When::Now).await
+    }
+
     /// Seals the views, drops the segments that hold nothing younger, and forgets identities some days after that. Without a
     /// token it takes the next one, and so takes over from whoever is at it.
     pub(in crate::store) async fn drop_before(

@@ -52,12 +52,12 @@ impl Segments {
         match last(lease).await? {
             Some((_, false)) => {}
             Some((segment, true)) => {
-                if let Err(error) = open_next(lease).await {
+                if let Err(error) = open_next(lease, When::Due).await {
                     lease.rollback().await?;
                     tracing::warn!(%error, segment, "can't open the next segment of the log; this one goes on");
                 }
             }
-            None => open_next(lease).await?,
+            None => open_next(lease, When::Due).await?,
         }
         *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Ok(())
@@ -79,12 +79,20 @@ async fn last(lease: &mut Lease) -> Result<Option<(i32, bool)>, Error> {
     Ok(Some((row.try_get(0)?, row.try_get::<_, Option<bool>>(1)?.unwrap_or(true))))
 }
 
-async fn open_next(lease: &mut Lease) -> Result<(), Error> {
+/// When the next segment begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    /// Once the open one is full or old, and somebody else hasn't begun it meanwhile.
+    Due,
+    Now,
+}
+
+pub(super) async fn open_next(lease: &mut Lease, when: When) -> Result<(), Error> {
     lease.begin().await?;
     lease.batch_execute(CLOSE_WAIT).await?;
     lease.batch_execute(CLOSE).await?;
     let found = last(lease).await?;
-    if let Some((_, false)) = found {
+    if when == When::Due && found.is_some_and(|(_, due)| !due) {
         return lease.commit().await;
     }
     let segment = found.map_or(1, |(segment, _)| segment + 1);
