@@ -1,9 +1,9 @@
 //! What numbers and histories say after a Postgres was restored while collectors ran.
 
-use eventbucket_collector::store::Error;
+use eventbucket_collector::store::{Error, Store};
 use eventbucket_protocol::Verdict;
 
-use crate::store_fixture::{batch, count_all, events};
+use crate::store_fixture::{batch, count_all, events, eventually};
 use crate::store_postgres::{Cut, Database, Proxy, holds, is_stored, open, with_project};
 
 async fn number(database: &Database, select: &str) -> i64 {
@@ -27,6 +27,36 @@ async fn numbers_of_ranges_that_are_given_out_twice_cost_no_event() {
     assert_eq!(store.head(shop).await.unwrap(), 109);
     assert_eq!(store.ledger(Some(shop)).await.unwrap().quarantined, 0);
     holds(&store).await;
+}
+
+#[tokio::test]
+async fn processes_that_notice_a_restore_one_after_the_other_agree_on_one_epoch() {
+    let (database, store, shop) = with_project().await;
+    store.append(vec![batch(shop, events("x", 3))]).await.unwrap();
+    let (other, third) = (database.open().await, database.open().await);
+    let all = [&store, &other, &third];
+    for each in all {
+        each.view_progress().await.unwrap();
+    }
+    let before = store.epoch();
+    // What a restore to a point in time does: another timeline, an earlier state, and no connection outlives it.
+    let restore = "
+        TRUNCATE event, event_id, ranges, event_block, segment_project;
+        UPDATE head SET position = 0, segment = 0, received = 0, stored = 0;
+        UPDATE epoch SET timeline = timeline + 1;
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    database.sql().await.batch_execute(restore).await.unwrap();
+    for each in all {
+        eventually("it is connected again", async || each.view_progress().await.is_ok()).await;
+        each.head(shop).await.unwrap();
+    }
+    assert_ne!(store.epoch(), before);
+    assert_eq!(all.map(Store::epoch), [store.epoch(); 3]);
+    // One that is renewed while all stay connected is heard of, too.
+    database.sql().await.batch_execute("UPDATE epoch SET id = gen_random_uuid()").await.unwrap();
+    other.view_progress().await.unwrap();
+    assert_ne!(other.epoch(), store.epoch());
 }
 
 #[tokio::test]

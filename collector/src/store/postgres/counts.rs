@@ -41,8 +41,9 @@ pub(super) const TALLY: &str = "
 
 impl Postgres {
     pub(in crate::store) async fn view_progress(&self) -> Result<Vec<ViewProgress>, Error> {
-        let seen = self.0.epoch.before_reading_all();
         let mut lease = self.0.log.lease().await?;
+        // On a connection: one that was just made has looked for another epoch, and what was seen in the last is forgotten.
+        let seen = self.0.epoch.before_reading_all();
         let select = lease
             .prepared(
                 "SELECT project, generation, applied_to, position
@@ -61,6 +62,9 @@ impl Postgres {
         }
         if progress.iter().any(|of| seen.is_ahead_of(of.project, of.head)) {
             self.0.epoch.renew(&lease).await?;
+        } else {
+            // Another process may have renewed it since this connection was made.
+            self.0.epoch.reload(&lease).await?;
         }
         progress.iter().for_each(|of| self.0.epoch.saw(of.project, of.head));
         Ok(progress)

@@ -84,13 +84,15 @@ impl Epoch {
         self.reload(client).await
     }
 
-    async fn reload(&self, client: &Client) -> Result<(), Error> {
+    /// Takes the epoch that the log has now.
+    pub(super) async fn reload(&self, client: &Client) -> Result<(), Error> {
         let row = client.query_one("SELECT id FROM epoch", &[]).await?;
         self.set(row.try_get(0)?);
         Ok(())
     }
 
-    /// Takes what was seen of these projects so far, before their heads are read.
+    /// Takes what was seen of these projects so far, before their heads are read and on the connection that reads them: as
+    /// long as it is there, the server has no other history.
     pub(super) fn before_reading(&self, projects: impl Iterator<Item = ProjectId>) -> Seen {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         Seen(projects.filter_map(|project| Some((project, *seen.get(&project)?))).collect())

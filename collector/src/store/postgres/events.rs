@@ -29,8 +29,8 @@ type Values<'v> = Vec<&'v (dyn ToSql + Sync)>;
 impl Postgres {
     pub(in crate::store) async fn head(&self, project: ProjectId) -> Result<u64, Error> {
         self.ensure(&[project]).await?;
-        let seen = self.0.epoch.before_reading([project].into_iter());
         let mut lease = self.0.log.lease().await?;
+        let seen = self.0.epoch.before_reading([project].into_iter());
         let select = lease.prepared("SELECT position FROM head WHERE project = $1").await?;
         let row = lease.query_opt(&select, &[&project_number(project)]).await?;
         let head = row.map_or(Ok(0), |row| row.try_get(0).map(uint))?;
