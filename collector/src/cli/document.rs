@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use crate::project::{KeyKind, OwnLimits, Project, ProjectId};
 use crate::query::audit::Audit;
 use crate::query::{Counts, EventShape, EventsPage, LetterShape};
-use crate::store::{NewProject, StoredEvent};
+use crate::store::{Backup, NewProject, Restored, StoredEvent};
 
 /// An event of the log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,6 +44,55 @@ pub(super) struct EventsDocument {
 pub(super) struct LettersDocument {
     pub dead_letters: Vec<LetterShape>,
     pub next: Option<String>,
+}
+
+/// A copy of a database.
+#[derive(Debug, Serialize)]
+pub(super) struct BackupDocument {
+    pub file: String,
+    pub bytes: u64,
+    pub schema: u32,
+    pub projects: Vec<BackupProjectDocument>,
+}
+
+/// What a copy holds of a project.
+#[derive(Debug, Serialize)]
+pub(super) struct BackupProjectDocument {
+    pub name: String,
+    pub events: u64,
+    pub position: u64,
+}
+
+/// A database that a copy was put in the place of.
+#[derive(Debug, Serialize)]
+pub(super) struct RestoredDocument {
+    #[serde(flatten)]
+    pub database: BackupDocument,
+    /// Where the one before is now.
+    pub replaced: Option<String>,
+}
+
+impl From<Backup> for BackupDocument {
+    fn from(made: Backup) -> Self {
+        let project = |project: crate::store::BackupProject| BackupProjectDocument {
+            name: project.name,
+            events: project.events,
+            position: project.position,
+        };
+        Self {
+            file: made.file.display().to_string(),
+            bytes: made.bytes,
+            schema: made.schema,
+            projects: made.projects.into_iter().map(project).collect(),
+        }
+    }
+}
+
+impl From<Restored> for RestoredDocument {
+    fn from(done: Restored) -> Self {
+        let replaced = done.replaced.map(|file| file.display().to_string());
+        Self { database: done.database.into(), replaced }
+    }
 }
 
 /// Counts with how much of the log they say.

@@ -24,6 +24,9 @@ mod rebuild;
 /// Breaking a collector on purpose, to see that nothing is lost.
 mod torture;
 
+/// Copying the database, and putting a copy back.
+mod backup;
+
 /// Messages that nobody could process.
 mod dead_letters;
 
@@ -104,6 +107,10 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Compute the counts anew beside the live ones, then switch
     Rebuild(rebuild::RebuildArgs),
+    /// Copy the database while the collector runs
+    Backup(backup::BackupArgs),
+    /// Put a copy in the place of the database
+    Restore(backup::RestoreArgs),
     /// List, show, replay and discard the messages that nobody could process
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
@@ -158,6 +165,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Count(args) => count::run(args).await,
         Command::Audit(args) => audit::run(args).await,
         Command::Rebuild(args) => rebuild::run(args).await,
+        Command::Backup(args) => backup::back_up(args).await,
+        Command::Restore(args) => backup::restore(args).await,
         Command::Health(args) => health::run(args).await,
         Command::DeadLetters(command) => dead_letters::run(command).await,
         Command::Torture(args) => torture::run(args).await,

@@ -12,6 +12,16 @@ const TICK: Duration = Duration::from_millis(120);
 
 /// Makes a bar for a source, and what moves it: a folder tells its positions, a collector only that it is at work.
 pub(super) fn of(source: &Source, what: &'static str) -> (ProgressBar, OnProgress) {
+    let style = "{msg} {wide_bar} {human_pos}/{human_len} {eta}";
+    bar(what, matches!(source, Source::Folder(_)).then_some(style))
+}
+
+/// Makes a bar for what is told in bytes.
+pub(super) fn of_bytes(what: &'static str) -> (ProgressBar, OnProgress) {
+    bar(what, Some("{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {eta}"))
+}
+
+fn bar(what: &'static str, style: Option<&'static str>) -> (ProgressBar, OnProgress) {
     let target = if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {
@@ -19,8 +29,8 @@ pub(super) fn of(source: &Source, what: &'static str) -> (ProgressBar, OnProgres
     };
     let bar = ProgressBar::with_draw_target(None, target);
     bar.set_message(what);
-    if matches!(source, Source::Folder(_)) {
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {eta}");
+    if let Some(style) = style {
+        let style = ProgressStyle::with_template(style);
         bar.set_style(style.expect("the template is part of the program"));
     }
     if !bar.is_hidden() {

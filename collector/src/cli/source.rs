@@ -188,6 +188,33 @@ impl Source {
     }
 }
 
+/// What keeps the events, whoever serves them.
+pub(super) enum Keeper {
+    /// A data folder.
+    Folder(PathBuf),
+    /// A PostgreSQL, or two.
+    Server { store_url: String, accounts_url: Option<String> },
+}
+
+/// Finds what keeps the events, by flags, variables and the configuration in the folder; a collector's address is no help.
+pub(super) fn keeper(data: Option<&str>, store_url: Option<&str>) -> Result<Keeper, Failure> {
+    let mut variables = variables()?;
+    variables.retain(|(name, _)| *name != URL_VARIABLE);
+    let access = Access {
+        data: data.map(str::to_owned),
+        store_url: store_url.map(str::to_owned),
+        ..Access::default()
+    };
+    let named = place(&access, |name| {
+        variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
+    });
+    Ok(match configured(named, &access, &variables)? {
+        Place::Folder(folder) => Keeper::Folder(folder),
+        Place::Servers(Servers { store_url, accounts_url, .. }) => Keeper::Server { store_url, accounts_url },
+        Place::Remote { .. } => unreachable!("neither flags nor variables gave an address"),
+    })
+}
+
 /// Every variable that says which collector a command is about.
 const VARIABLES: [&str; 10] = [
     URL_VARIABLE,

@@ -41,7 +41,7 @@ pub use keys::{
     URL_VARIABLE, is_variable,
 };
 pub use roles::{Role, Roles};
-pub use server_url::{ServerUrl, check_parameters};
+pub use server_url::{ServerUrl, check_parameters, without_password};
 pub use settings::Flags;
 pub use show::example;
 

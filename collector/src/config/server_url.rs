@@ -125,6 +125,22 @@ pub(super) fn redacted(text: &str) -> String {
     url.to_string()
 }
 
+/// An address as it may stand in a command line: without its password.
+#[must_use]
+pub fn without_password(text: &str) -> String {
+    let Ok(mut url) = Url::parse(text) else { return String::new() };
+    if url.set_password(None).is_err() {
+        return String::new();
+    }
+    let others: Vec<(String, String)> =
+        url.query_pairs().filter(|(name, _)| name != "password").map(|(n, v)| (n.into(), v.into())).collect();
+    url.set_query(None);
+    if !others.is_empty() {
+        url.query_pairs_mut().extend_pairs(others);
+    }
+    url.to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

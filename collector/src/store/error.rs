@@ -110,6 +110,48 @@ pub enum Error {
         /// What was found.
         what: Arc<str>,
     },
+    /// A copy never replaces a file.
+    #[error("{} is there already and is left alone; choose another name, or move it away", .path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A copy needs more room than there is.
+    #[error(
+        "a copy takes {bytes} bytes and the disk of {} has {free_bytes} free; free some space or choose another disk",
+        .path.display()
+    )]
+    NoRoom {
+        /// The folder it was to be in.
+        path: PathBuf,
+        /// What it takes.
+        bytes: u64,
+        /// What there is.
+        free_bytes: u64,
+    },
+    /// A copy that can't be relied on.
+    #[error("{} isn't whole ({what}) and is not used; take another copy", .path.display())]
+    Unsound {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: Arc<str>,
+    },
+    /// A copy was to be put where a database is.
+    #[error("{} is there already; --replace puts it aside, under another name in the same folder", .path.display())]
+    Occupied {
+        /// The database.
+        path: PathBuf,
+    },
+    /// Somebody else works with a file that has to be ours alone.
+    #[error(
+        "another program has {} open, as an audit, another backup or sqlite3; try again when it has ended",
+        .path.display()
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another collector serves this folder.
     #[error("another collector{} serves this folder already; stop it or choose another folder with --data", pid_words(.pid))]
     Locked {
@@ -198,6 +240,11 @@ impl Error {
             | Self::Refused { .. }
             | Self::CountsMissing(_)
             | Self::Unreadable { .. }
+            | Self::Exists { .. }
+            | Self::NoRoom { .. }
+            | Self::Unsound { .. }
+            | Self::Occupied { .. }
+            | Self::InUse { .. }
             | Self::TooManyProjects => 500,
             Self::Busy
             | Self::Moved { .. }

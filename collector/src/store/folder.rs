@@ -57,6 +57,12 @@ pub(super) fn sync(folder: &Path) -> Result<(), Error> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| error(folder, source))
 }
 
+/// How much room the disk of a folder has for this user; `None` where the system doesn't say.
+pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Says that the folder can't be used.
 pub(super) fn error(folder: &Path, source: io::Error) -> Error {
     match source.kind() {

@@ -18,6 +18,9 @@ mod views;
 /// The figures an audit is made of.
 mod audit;
 
+/// Copies, and putting them back.
+mod backup;
+
 /// Why the store couldn't.
 mod error;
 
@@ -43,6 +46,7 @@ use crate::bus::message::ValidBatch;
 use crate::project::ProjectId;
 
 pub use audit::{AuditFigures, CountersToCheck, ProjectFigures, RangeFigures, RowFigures};
+pub use backup::{Backup, BackupProject, OnCopied, Restored};
 pub use batches::BatchRecord;
 pub use error::Error;
 pub use events::{

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod backup;
 mod bus_conformance;
 mod bus_consume;
 mod bus_dead_letters;

@@ -21,6 +21,9 @@ mod job;
 /// Opens, identifies and upgrades the file.
 mod open;
 
+/// Copies of the file.
+pub(super) mod copy;
+
 /// Accounts, projects and keys.
 mod projects;
 
@@ -33,6 +36,9 @@ mod readers;
 /// A log whose every call is one step, for simulations.
 #[cfg(test)]
 pub(super) mod scratch;
+
+/// Puts a copy in the place of the file.
+pub(super) mod restore;
 
 /// What an audit asks of the file itself.
 mod soundness;
@@ -173,10 +179,10 @@ impl Sqlite {
 
     /// Gives the log a new epoch, if it still has that one.
     async fn renew_epoch(&self, epoch: Uuid) -> Result<(), Error> {
-        let new = Uuid::now_v7();
         let renew = move |turn: &mut Turn<'_>| {
-            let renew = "UPDATE epoch SET id = ?1 WHERE id = ?2";
-            turn.connection.execute(renew, (new.as_bytes(), epoch.as_bytes()))?;
+            // Random to the first byte: cursors carry the first four, and the time in a v7 id would be the same in them for a minute.
+            let renew = "UPDATE epoch SET id = randomblob(16) WHERE id = ?1";
+            turn.connection.execute(renew, [epoch.as_bytes()])?;
             open::epoch(turn.connection)
         };
         let now = self.write(Job::Other, renew).await?;

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 use uuid::Uuid;
 
 use super::place::log_of;
-use super::{Access, SqliteOptions, Synchronous};
+use super::{Access, SqliteOptions, Synchronous, copy};
 use crate::store::{Error, folder};
 
 /// "EvBu": marks the file as ours.
@@ -25,7 +25,7 @@ const MIGRATIONS: [&str; 4] = [
 ];
 
 /// The schema this program writes.
-const SCHEMA: u32 = MIGRATIONS.len() as u32;
+pub(super) const SCHEMA: u32 = MIGRATIONS.len() as u32;
 
 /// How long a write waits for a short one of the command line.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,6 +69,9 @@ pub(super) fn create(options: &SqliteOptions) -> Result<Connection, Error> {
         Err(error) => return Err(error),
     }
     if found < SCHEMA {
+        if found > 0 {
+            copy::keep_earlier(&connection, &options.file, SCHEMA)?;
+        }
         migrate(&mut connection)?;
     }
     // The file's own entry in its folder has to outlive a power cut as well.
@@ -126,6 +129,19 @@ pub(super) fn reader(options: &SqliteOptions) -> Result<Connection, Error> {
     leave_log(&connection, true)?;
     connection.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
     Ok(connection)
+}
+
+/// Opens a database of this schema or an earlier one to copy it, and tells which.
+pub(super) fn to_copy(file: &Path) -> Result<(Connection, u32), Error> {
+    refuse_missing(file)?;
+    let connection = connect(&SqliteOptions::new(file), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    match identify(&connection, file)? {
+        0 => Err(Error::NotOurs { path: file.to_owned() }),
+        found => {
+            leave_log(&connection, true)?;
+            Ok((connection, found))
+        }
+    }
 }
 
 /// Whether closing leaves the log as it is. Otherwise the last to close folds it into the file, by the index it has.
@@ -191,7 +207,7 @@ fn prepare_writer(connection: &Connection, options: &SqliteOptions) -> Result<()
 }
 
 /// Returns the schema version of a file that is ours, 0 for an empty one.
-fn identify(connection: &Connection, file: &Path) -> Result<u32, Error> {
+pub(super) fn identify(connection: &Connection, file: &Path) -> Result<u32, Error> {
     let not_ours = || Error::NotOurs { path: file.to_owned() };
     let pragma = |name: &str| -> Result<i64, rusqlite::Error> {
         connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
@@ -238,8 +254,7 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), Error> {
     }
     if found == 0 {
         let now_ms = Timestamp::from_system(SystemTime::now()).ms();
-        let id = Uuid::now_v7();
-        transaction.execute("INSERT INTO epoch VALUES (1, ?1, ?2)", (id.as_bytes(), now_ms))?;
+        transaction.execute("INSERT INTO epoch VALUES (1, randomblob(16), ?1)", [now_ms])?;
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", SCHEMA)?;

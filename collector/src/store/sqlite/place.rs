@@ -72,7 +72,8 @@ pub(super) fn log_of(file: &Path) -> PathBuf {
     beside(file, "-wal")
 }
 
-fn beside(file: &Path, ending: &str) -> PathBuf {
+/// A path with something added to its name.
+pub(super) fn beside(file: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(file);
     name.push(ending);
     PathBuf::from(name)
