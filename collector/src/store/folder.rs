@@ -1,6 +1,6 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,6 +35,16 @@ pub(super) fn owners_file() -> OpenOptions {
     options
 }
 
+/// Gives a file that root makes in somebody's folder to them, as SQLite does with the files beside a database: otherwise the
+/// collector, which runs as them, couldn't open it.
+pub(super) fn give_to_owner(folder: &Path, file: &File) -> io::Result<()> {
+    let (owner, made) = (fs::metadata(folder)?, file.metadata()?);
+    if made.uid() == owner.uid() || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    fchown(file, Some(owner.uid()), Some(owner.gid()))
+}
+
 /// Warns about a folder that was made by somebody else with wider rights; changing them is not the collector's business.
 pub(crate) fn warn_if_open_to_others(folder: &Path) {
     let mode = fs::metadata(folder).map_or(FOLDER_MODE, |found| found.permissions().mode());
@@ -58,7 +68,7 @@ pub(super) fn sync(folder: &Path) -> Result<(), Error> {
 }
 
 /// How much room the disk of a folder has for this user; `None` where the system doesn't say.
-pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(folder).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -26,6 +26,7 @@ impl StoreLock {
         let folder = File::open(path).map_err(failed)?;
         let opened = folder::owners_file().create(true).truncate(false).open(path.join(LOCK_FILE));
         let mut file = opened.map_err(failed)?;
+        folder::give_to_owner(path, &file).map_err(failed)?;
         // A network file system may be unable to lock a folder; the file remains.
         if let Err(TryLockError::WouldBlock) = folder.try_lock() {
             return Err(Error::Locked { pid: read_pid(&mut file) });

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -389,6 +390,27 @@ async fn a_database_that_can_not_be_read_any_more_is_kept_with_its_log() {
     let done = restore(&copy, &data, &["--replace"]).json();
     assert_eq!(fs::read(done["replaced"].as_str().unwrap()).unwrap(), [9; 4_096]);
     assert_eq!(sound(&data).await, 5);
+}
+
+#[tokio::test]
+async fn what_root_restores_belongs_to_the_owner_of_the_folder() {
+    const SERVICE: u32 = 10_001;
+    if !rustix::process::geteuid().is_root() {
+        println!("not shown: this user can't give files away");
+        return;
+    }
+    let around = tempfile::tempdir().unwrap();
+    let (data, copy, service) =
+        (around.path().join("data"), around.path().join("copy.db"), around.path().join("service"));
+    made(&data, 5).await;
+    Store::back_up(&data.join(DATABASE_FILE), &copy, &untold).unwrap();
+    fs::create_dir(&service).unwrap();
+    std::os::unix::fs::chown(&service, Some(SERVICE), Some(SERVICE)).unwrap();
+    assert_eq!(restore(&copy, &service, &[]).code, 0);
+    for entry in fs::read_dir(&service).unwrap() {
+        let found = entry.unwrap();
+        assert_eq!(found.metadata().unwrap().uid(), SERVICE, "{}", found.path().display());
+    }
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ const STEP_PAGES: i32 = 256;
 /// collector waits behind them at most.
 const SYNC_BYTES: u64 = 16 * 1024 * 1024;
 
-/// The longest rest after a step. It rests as long as the step took, so that half of the disk is left to the collector.
+/// The longest rest after a step beside a collector: as long as the step took, so that half of the disk is left to it.
 const REST_MAX: Duration = Duration::from_millis(250);
 
 /// Room that a copy leaves free beyond its own size: what a collector writes within a second.
@@ -39,7 +39,7 @@ pub(in crate::store) fn back_up(database: &Path, to: &Path, progress: OnCopied<'
     }
     let (source, _) = open::to_copy(database)?;
     let partial = Partial::begin(to)?;
-    partial.copy(&source, database, progress)?;
+    partial.copy(&source, database, REST_MAX, progress)?;
     let made = partial.finish(false)?;
     partial.put(to)?;
     Ok(Backup { file: to.to_owned(), ..made })
@@ -50,7 +50,7 @@ pub(in crate::store) fn back_up(database: &Path, to: &Path, progress: OnCopied<'
 pub(super) fn keep_earlier(source: &Connection, database: &Path, schema: u32) -> Result<(), Error> {
     let to = beside(database, &format!(".before-{schema}"));
     let partial = Partial::begin(&to)?;
-    partial.copy(source, database, &|_, _| {})?;
+    partial.copy(source, database, Duration::ZERO, &|_, _| {})?;
     let made = partial.finish(false)?;
     partial.replace(&to)?;
     tracing::info!(
@@ -99,6 +99,7 @@ impl Partial {
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             return Err(Error::InUse { path });
         }
+        folder::give_to_owner(folder::of(to), &file).map_err(failed)?;
         file.set_len(0).map_err(failed)?;
         for ending in ["-wal", "-shm", "-journal"] {
             remove_if_there(&beside(&path, ending)).map_err(failed)?;
@@ -106,11 +107,12 @@ impl Partial {
         Ok(Self { path, file, placed: Cell::default() })
     }
 
-    /// Copies all pages, as they are in one moment.
+    /// Copies all pages, as they are in one moment; rests up to `rest_max` after each step.
     pub(super) fn copy(
         &self,
         source: &Connection,
         database: &Path,
+        rest_max: Duration,
         progress: OnCopied<'_>,
     ) -> Result<(), Error> {
         let bytes = room_for(source, &self.path)?;
@@ -120,7 +122,7 @@ impl Partial {
         let copied = source
             .query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
             .map_err(Error::from)
-            .and_then(|()| self.copy_pages(source, bytes, progress));
+            .and_then(|()| self.copy_pages(source, bytes, rest_max, progress));
         source.execute_batch("ROLLBACK")?;
         copied.map_err(|error| match error {
             Error::DiskFull => no_room(&self.path, bytes),
@@ -133,7 +135,13 @@ impl Partial {
         })
     }
 
-    fn copy_pages(&self, source: &Connection, bytes: u64, progress: OnCopied<'_>) -> Result<(), Error> {
+    fn copy_pages(
+        &self,
+        source: &Connection,
+        bytes: u64,
+        rest_max: Duration,
+        progress: OnCopied<'_>,
+    ) -> Result<(), Error> {
         let mut target = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         // Nothing of it is to be undone, and it is synced below.
         target.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
@@ -155,7 +163,11 @@ impl Partial {
                 self.sync()?;
                 synced = done;
             }
-            std::thread::sleep(began.elapsed().min(REST_MAX));
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "it leaves the disk to others, on a thread of its own"
+            )]
+            std::thread::sleep(began.elapsed().min(rest_max));
         }
     }
 
@@ -171,10 +183,8 @@ impl Partial {
         if mode != "delete" {
             return Err(unsound(format!("its journal can't be changed from {mode}")));
         }
-        if renewed {
-            if connection.execute("UPDATE epoch SET id = randomblob(16)", [])? != 1 {
-                return Err(unsound("the row that names its epoch is gone".to_owned()));
-            }
+        if renewed && connection.execute("UPDATE epoch SET id = randomblob(16)", [])? != 1 {
+            return Err(unsound("the row that names its epoch is gone".to_owned()));
         }
         let schema = open::identify(&connection, &self.path)?;
         let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;

@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use eventbucket_protocol::Timestamp;
 use rusqlite::{Connection, OpenFlags};
@@ -26,7 +27,7 @@ pub(in crate::store) fn restore(
         return Err(Error::Occupied { path: if is_there { database } else { log_of(&database) } });
     }
     let partial = Partial::begin(&database)?;
-    partial.copy(&source, from, progress)?;
+    partial.copy(&source, from, Duration::ZERO, progress)?;
     drop(source);
     let made = partial.finish(true).map_err(|error| of_source(error, from))?;
     let aside = (is_there || log_is_there).then(|| aside(&database, now()));
