@@ -4,6 +4,9 @@
 /// Why it couldn't start.
 mod error;
 
+/// The servers that a configuration names.
+mod servers;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,9 +18,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use error::Error;
+use servers::{broker, redis_options};
+pub use servers::{look_at_broker, look_at_redis, look_at_server};
 
 use crate::bus::{self, Bus, DeadLetters, RabbitOptions, SpoolOptions};
-use crate::cache::{self, Cache, Node, RedisOptions};
+use crate::cache::{self, Cache, Node};
 use crate::config::{Config, EdgeConfig, LimitsConfig, Role, ServerUrl};
 use crate::edge::{self, Health, Tls};
 use crate::ingest::Ingest;
@@ -115,25 +120,7 @@ async fn redis(
     ca_file: Option<&Path>,
     identity: Option<String>,
 ) -> Result<Cache, cache::Error> {
-    let mut options = RedisOptions::new(url)?;
-    if let Some(prefix) = prefix {
-        prefix.clone_into(&mut options.prefix);
-    }
-    options.store = identity;
-    let options = match ca_file {
-        Some(file) => options.trusting(file)?,
-        None => options,
-    };
-    Cache::redis(options).await
-}
-
-fn broker(config: &Config) -> Option<RabbitOptions> {
-    let mut options = RabbitOptions::new(config.bus.url.clone()?);
-    options.shards = u16::try_from(config.bus.shards).unwrap_or(u16::MAX);
-    options.writers = config.bus.writers;
-    options.prefix.clone_from(&config.bus.prefix);
-    options.ca_file.clone_from(&config.bus.ca_file);
-    Some(options)
+    Cache::redis(redis_options(url, prefix, ca_file, identity)?).await
 }
 
 /// Only what takes batches in has any to keep.

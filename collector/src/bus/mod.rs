@@ -39,6 +39,15 @@ pub use share::{Share, Work};
 pub use spool::SpoolOptions;
 use wire::Encoded;
 
+/// What waits in a broker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BusFacts {
+    /// Messages with accepted batches; `None` where no collector was yet.
+    pub batches: Option<u64>,
+    /// Messages that nobody could process.
+    pub dead_letters: Option<u64>,
+}
+
 /// The bus, whatever carries it. Clones share it.
 #[derive(Clone)]
 pub struct Bus(Backend);
@@ -183,6 +192,14 @@ impl Bus {
     /// When it can't be reached or used; afterwards connections come back by themselves.
     pub async fn rabbitmq(options: RabbitOptions) -> Result<Self, Error> {
         Ok(Self(Backend::RabbitMq(rabbitmq::RabbitMq::start(options).await?)))
+    }
+
+    /// Looks at a RabbitMQ, declaring nothing.
+    ///
+    /// # Errors
+    /// When it can't be reached or used now.
+    pub async fn look(options: &RabbitOptions) -> Result<BusFacts, Error> {
+        rabbitmq::look::look(options).await
     }
 
     /// Makes a bus within this process, bounded by `limits`.

@@ -51,6 +51,19 @@ pub use node::{HEARTBEAT_PERIOD, NODE_TTL, Node};
 pub use redis::RedisOptions;
 pub use tail::{TAIL_BYTES_MAX, Tail, TailReceiver};
 
+/// What a Redis looks like from outside; what the user may not ask is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheFacts {
+    /// Its version.
+    pub version: Option<String>,
+    /// What it does when it is out of memory.
+    pub policy: Option<String>,
+    /// What it takes.
+    pub memory_bytes: Option<u64>,
+    /// The store whose keys are there.
+    pub store: Option<String>,
+}
+
 /// The cache, whatever stands behind it. Clones share it.
 #[derive(Clone)]
 pub struct Cache(Backend);
@@ -74,6 +87,14 @@ impl Cache {
     /// When the server can't be reached now, or refuses the user or password.
     pub async fn redis(options: RedisOptions) -> Result<Self, Error> {
         redis::Redis::start(options).await.map(|redis| Self(Backend::Redis(redis)))
+    }
+
+    /// Looks at a Redis without leaving a mark there.
+    ///
+    /// # Errors
+    /// When the server can't be reached now, or refuses the user or password.
+    pub async fn look(options: &RedisOptions) -> Result<CacheFacts, Error> {
+        redis::look::look(options).await
     }
 
     /// Says whether the cache can be asked right now. A collector is ready without it, only slower.

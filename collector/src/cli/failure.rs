@@ -67,6 +67,11 @@ impl Failure {
         Self { remedy: Some(remedy.into()), ..self }
     }
 
+    /// Says why, for a report of several things.
+    pub(super) fn cause(&self) -> &str {
+        &self.cause
+    }
+
     /// Says whether nothing is wrong but that nobody reads on.
     pub(super) fn is_silent(&self) -> bool {
         self.silent

@@ -27,6 +27,9 @@ mod torture;
 /// Copying the database, and putting a copy back.
 mod backup;
 
+/// What a store and its collector look like, and what to do about it.
+mod doctor;
+
 /// Messages that nobody could process.
 mod dead_letters;
 
@@ -107,6 +110,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Compute the counts anew beside the live ones, then switch
     Rebuild(rebuild::RebuildArgs),
+    /// Explain a store and its collector: versions, sizes, risks, and what to do
+    Doctor(doctor::DoctorArgs),
     /// Copy the database while the collector runs
     Backup(backup::BackupArgs),
     /// Put a copy in the place of the database
@@ -165,6 +170,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Count(args) => count::run(args).await,
         Command::Audit(args) => audit::run(args).await,
         Command::Rebuild(args) => rebuild::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Backup(args) => backup::back_up(args).await,
         Command::Restore(args) => backup::restore(args).await,
         Command::Health(args) => health::run(args).await,

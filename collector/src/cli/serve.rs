@@ -58,7 +58,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<ExitCode, Failure> {
         show(&config, Output::new(json))?;
         return Ok(ExitCode::SUCCESS);
     }
-    logs::install(&config.log);
+    let kept = logs::install(&config.log);
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
@@ -70,6 +70,9 @@ pub(super) async fn run(args: ServeArgs) -> Result<ExitCode, Failure> {
     let mut signals =
         Signals::listen().map_err(|error| Failure::because("listen to signals", error.to_string()))?;
     let mut running = app::start(&config).await.map_err(|error| starting(&config, error))?;
+    if config.store.url.is_none() {
+        kept.keep_in(&config.data);
+    }
     let welcome = Welcome::new(&config, running.address(), running.take_first_start());
     if let Err(failure) = welcome.print() {
         running.stop().await.map_err(|error| Failure::new("close the store", error))?;

@@ -21,6 +21,9 @@ mod audit;
 /// Copies, and putting them back.
 mod backup;
 
+/// What a store looks like from outside.
+mod look;
+
 /// Why the store couldn't.
 mod error;
 
@@ -53,8 +56,9 @@ pub use events::{
     Appended, Dropped, EventFilter, EventOrder, EventPage, PAGE_BYTES_MAX, StoredEvent,
     TRANSACTION_BATCHES_MAX, TRANSACTION_EVENTS_MAX,
 };
-pub(crate) use folder::warn_if_open_to_others;
+pub(crate) use folder::{free_bytes, warn_if_open_to_others};
 pub use lock::StoreLock;
+pub use look::{ProjectFacts, SchemaFacts, StoreFacts};
 pub use postgres::PostgresOptions;
 pub use projects::NewProject;
 pub use ranges::Ledger;

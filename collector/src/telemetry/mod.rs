@@ -3,6 +3,9 @@
 /// Lines on stderr.
 pub mod logs;
 
+/// The newest warnings, kept for whoever comes later.
+pub mod kept;
+
 /// What goes on failing is said once a minute.
 pub mod complaint;
 

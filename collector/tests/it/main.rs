@@ -24,6 +24,7 @@ mod cli_servers;
 mod cli_tls;
 mod conformance;
 mod distributed;
+mod doctor;
 mod edge_batches;
 mod edge_bodies;
 mod edge_browser;

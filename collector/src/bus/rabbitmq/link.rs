@@ -20,7 +20,7 @@ use crate::bus::Error;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long opening a channel and consuming may take on a connection that stands: a queue chooses its leader within 1 s.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long ending a connection may take: one that broke can't be ended in order, one that hangs needn't be.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -66,7 +66,17 @@ impl Standing {
     }
 }
 
+/// Connects, and declares everything.
 pub(super) async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Connection, NoConnection> {
+    dial(options, purpose, true).await
+}
+
+/// Connects, and leaves everything as it is.
+pub(super) async fn reach(options: &RabbitOptions, purpose: &str) -> Result<Connection, NoConnection> {
+    dial(options, purpose, false).await
+}
+
+async fn dial(options: &RabbitOptions, purpose: &str, declaring: bool) -> Result<Connection, NoConnection> {
     let mut address: AMQPUri = options.url.secret().parse().map_err(|why| {
         NoConnection::Refused(format!(
             "{} can't be used as [bus] url ({why}); it looks like amqp://user:password@host:5672/%2f",
@@ -87,9 +97,11 @@ pub(super) async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Co
     let connecting = async {
         let runtime = Runtime::tokio_current();
         let connection = Connection::connect_uri_with_config(address, properties, tls, runtime).await?;
-        let channel = connection.create_channel().await?;
-        Topology::new(options).declare(&channel).await?;
-        channel.close(200, "declared".into()).await?;
+        if declaring {
+            let channel = connection.create_channel().await?;
+            Topology::new(options).declare(&channel).await?;
+            channel.close(200, "declared".into()).await?;
+        }
         Ok(connection)
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {

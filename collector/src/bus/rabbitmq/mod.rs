@@ -12,6 +12,9 @@ mod failure;
 /// Connections that come back.
 mod link;
 
+/// What the broker looks like from outside.
+pub(super) mod look;
+
 /// What waits to be published.
 mod outbox;
 

@@ -28,6 +28,9 @@ mod lock;
 /// The nodes of a collector.
 mod nodes;
 
+/// What the server looks like from outside.
+pub(super) mod look;
+
 /// Limits of projects, taken in slices.
 mod limits;
 

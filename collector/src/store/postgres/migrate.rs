@@ -12,11 +12,16 @@ pub(super) enum Part {
 }
 
 impl Part {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Log => "log",
             Self::Accounts => "accounts",
         }
+    }
+
+    /// The version that this program makes.
+    pub(super) fn known(self) -> u32 {
+        u32::try_from(self.migrations().len()).expect("a handful of migrations")
     }
 
     /// Every migration there ever was, in order; version N is the Nth of its part, whatever number its file has.
@@ -39,7 +44,7 @@ impl Part {
 
 /// Brings a part of the schema to this version, each step in a transaction of its own, one process at a time.
 pub(super) async fn migrate(lease: &mut Lease, part: Part) -> Result<(), Error> {
-    let known = u32::try_from(part.migrations().len()).expect("a handful of migrations");
+    let known = part.known();
     loop {
         lease.begin().await?;
         // Whoever upgrades a large database may take long, and is waited for.

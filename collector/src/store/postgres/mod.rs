@@ -18,6 +18,9 @@ mod events;
 /// What a failure means.
 mod failure;
 
+/// Looks at a server from outside.
+pub(super) mod look;
+
 /// Makes and upgrades the schema.
 mod migrate;
 

@@ -24,6 +24,9 @@ mod open;
 /// Copies of the file.
 pub(super) mod copy;
 
+/// Looks at the file from outside.
+pub(super) mod look;
+
 /// Accounts, projects and keys.
 mod projects;
 
