@@ -37,6 +37,10 @@ pub(super) struct EventsDocument {
     pub events: Vec<EventDocument>,
     /// What `--cursor` takes for the next page.
     pub next: Option<String>,
+    /// The position through which everything was looked at.
+    pub through: u64,
+    /// When the event arrived that was looked at last.
+    pub looked_to: Option<String>,
 }
 
 /// A page of dead letters.
@@ -212,6 +216,8 @@ impl From<EventsPage> for EventsDocument {
         Self {
             events: page.events.iter().map(EventDocument::from).collect(),
             next: page.next.map(|cursor| cursor.to_string()),
+            through: page.through,
+            looked_to: page.looked_to.map(|time| time.to_string()),
         }
     }
 }

@@ -6,16 +6,25 @@ use clap::{Args, Subcommand, ValueEnum};
 use eventbucket_protocol::Timestamp;
 
 use crate::query::{EventsQuery, LIMIT_MAX, Order};
-use crate::store::EventFilter;
+use crate::store::{Condition, EventFilter, PAGE_BYTES_MAX};
 
 use super::Access;
-use super::document::EventDocument;
+use super::document::{EventDocument, EventsDocument};
 use super::failure::Failure;
 use super::output::{Column, Output, Paint, printable, printable_json};
 use super::source::{Purpose, Source};
 
-/// Characters of properties that a line on a terminal shows; all of them by `event show` or `--json`.
+/// Characters of properties, and of a name or a user, that a line on a terminal shows: a UUID is one of 36. All of them are
+/// shown by `event show` or `--json`.
 const PREVIEW_CHARS_MAX: usize = 60;
+const NAME_PREVIEW_CHARS_MAX: usize = 40;
+
+/// How conditions are written, for the help of both commands that take them.
+const CONDITIONS_HELP: &str = "Conditions on properties (--where, up to 8):\n  \
+    plan=pro   plan!=pro   price>10   price<=9.5   note~sale (contains)   coupon (is there)\n  \
+    address.city=Porto      a.b is the key b in a; a list stands for each of its elements\n  \
+    zip='\"4000\"'            the text 4000; without quotes numbers, true, false and null are themselves\n  \
+    'utm\\.source=x'        a backslash takes . = ! ~ < > \\ for a part of the key";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum EventCommand {
@@ -28,19 +37,24 @@ pub(super) enum EventCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Goes on until interrupted, over restarts of the collector too.\n\
+#[command(after_help = format!("Goes on until interrupted, over restarts of the collector too.\n\
     On a pipe each line holds: position, time, name, user, properties; between tabs.\n\n\
+    {CONDITIONS_HELP}\n\n\
     Examples:\n  \
     eventbucket event tail\n  \
     eventbucket event tail --name order_paid --json | jq .properties\n  \
-    eventbucket event tail --after 0                               everything from the beginning")]
+    eventbucket event tail --where 'price>100'\n  \
+    eventbucket event tail --after 0                               everything from the beginning"))]
 pub(super) struct TailArgs {
-    /// Only events of this name
+    /// Only events of this name; several times for one of several
     #[arg(long, value_name = "NAME")]
-    name: Option<String>,
+    name: Vec<String>,
     /// Only events of this user
     #[arg(long, value_name = "USER")]
     user: Option<String>,
+    /// Only events with such a property; several times for all of several
+    #[arg(long = "where", value_name = "CONDITION")]
+    conditions: Vec<Condition>,
     /// Begin behind this position instead of at the end of the log
     #[arg(long, value_name = "POSITION")]
     after: Option<u64>,
@@ -52,17 +66,17 @@ pub(super) struct TailArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "On a pipe each line holds: position, time, name, user, properties; between tabs.\n\n\
+#[command(after_help = format!("On a pipe each line holds: position, time, name, user, properties; between tabs.\n\n\
+    {CONDITIONS_HELP}\n\n\
     Examples:\n  \
     eventbucket event list --limit 20\n  \
     eventbucket event list --user ada --from 2026-01-01T00:00:00Z\n  \
-    eventbucket event list --order position --limit 1000 --json    `next` goes into --cursor"
-)]
+    eventbucket event list --name order_paid --name order_refunded --where 'price>100' --where plan=pro\n  \
+    eventbucket event list --order position --limit 1000 --json    `next` goes into --cursor"))]
 pub(super) struct ListArgs {
-    /// Only events of this name
+    /// Only events of this name; several times for one of several
     #[arg(long, value_name = "NAME")]
-    name: Option<String>,
+    name: Vec<String>,
     /// Only events of this user
     #[arg(long, value_name = "USER")]
     user: Option<String>,
@@ -72,6 +86,15 @@ pub(super) struct ListArgs {
     /// Only events before this time
     #[arg(long, value_name = "TIME", value_parser = moment)]
     to: Option<Timestamp>,
+    /// Only events with such a property; several times for all of several
+    #[arg(long = "where", value_name = "CONDITION")]
+    conditions: Vec<Condition>,
+    /// Only events behind this position
+    #[arg(long, value_name = "POSITION", default_value_t = 0, hide_default_value = true)]
+    after: u64,
+    /// Only events in front of this position
+    #[arg(long, value_name = "POSITION")]
+    before: Option<u64>,
     /// In which order
     #[arg(long, value_enum, default_value_t = InOrder::Newest)]
     order: InOrder,
@@ -134,7 +157,12 @@ fn limit(text: &str) -> Result<usize, String> {
 async fn tail(args: TailArgs) -> Result<(), Failure> {
     let output = Output::new(args.access.json);
     let source = Source::open(&args.access, args.project.as_deref(), Purpose::Look).await?;
-    let filter = EventFilter { name: args.name, user: args.user, ..EventFilter::default() };
+    let filter = EventFilter {
+        names: args.name.into_iter().collect(),
+        user: args.user,
+        conditions: args.conditions,
+        ..EventFilter::default()
+    };
     let mut on_event = |event: EventDocument| {
         if output.is_json() {
             return output.document_line(&event);
@@ -151,12 +179,20 @@ async fn tail(args: TailArgs) -> Result<(), Failure> {
 async fn list(args: ListArgs) -> Result<(), Failure> {
     let output = Output::new(args.access.json);
     let source = Source::open(&args.access, args.project.as_deref(), Purpose::Look).await?;
-    let filter = EventFilter { name: args.name, user: args.user, from: args.from, to: args.to };
+    let filter = EventFilter {
+        names: args.name.into_iter().collect(),
+        user: args.user,
+        from: args.from,
+        to: args.to,
+        after: args.after,
+        before: args.before,
+        conditions: args.conditions,
+    };
     let order = match args.order {
         InOrder::Newest => Order::Newest,
         InOrder::Position => Order::Position,
     };
-    let page = source.events(EventsQuery { filter, order, cursor: args.cursor, limit: args.limit }).await?;
+    let page = found(&source, EventsQuery { filter, order, cursor: args.cursor, limit: args.limit }).await?;
     if output.is_json() {
         return output.document(&page);
     }
@@ -166,6 +202,19 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
     match page.next.filter(|_| output.is_terminal()) {
         Some(next) => output.line(&output.paint(Paint::Faint, &format!("more with --cursor {next}"))),
         None => Ok(()),
+    }
+}
+
+/// Asks until there are as many events as wanted: where few fit the filter, a page may hold less or none.
+async fn found(source: &Source, mut query: EventsQuery) -> Result<EventsDocument, Failure> {
+    let (mut found, limit) = (source.events(query.clone()).await?, query.limit);
+    loop {
+        let bytes: usize = found.events.iter().map(|event| event.properties.get().len()).sum();
+        let full = found.events.len() >= limit || bytes >= PAGE_BYTES_MAX;
+        let Some(next) = found.next.clone().filter(|_| !full) else { return Ok(found) };
+        (query.cursor, query.limit) = (Some(next), limit - found.events.len());
+        let page = source.events(query.clone()).await?;
+        found = EventsDocument { events: [found.events, page.events].concat(), ..page };
     }
 }
 
@@ -213,25 +262,32 @@ fn row(event: &EventDocument) -> Vec<String> {
 
 fn preview_row(event: &EventDocument) -> Vec<String> {
     let mut row = row(event);
-    row[4] = preview(&row[4]);
+    for (field, chars_max) in
+        [(2, NAME_PREVIEW_CHARS_MAX), (3, NAME_PREVIEW_CHARS_MAX), (4, PREVIEW_CHARS_MAX)]
+    {
+        row[field] = preview(&row[field], chars_max);
+    }
     row
 }
 
 fn coloured(output: Output, event: &EventDocument) -> String {
+    let row = preview_row(event);
     format!(
         "{} {}  {}  {}  {}",
-        output.paint(Paint::Faint, &format!("{:>8}", event.position)),
-        output.paint(Paint::Faint, &event.time),
-        output.paint(Paint::Strong, &printable(&event.name)),
-        printable(event.user.as_deref().unwrap_or("-")),
-        printable(&preview(event.properties.get()))
+        output.paint(Paint::Faint, &format!("{:>8}", row[0])),
+        output.paint(Paint::Faint, &row[1]),
+        output.paint(Paint::Strong, &row[2]),
+        if row[3].is_empty() { "-" } else { &row[3] },
+        row[4]
     )
 }
 
-fn preview(text: &str) -> String {
-    match text.char_indices().nth(PREVIEW_CHARS_MAX) {
+/// The beginning of a text, with what would steer a terminal made visible.
+fn preview(text: &str, chars_max: usize) -> String {
+    let text = printable(text);
+    match text.char_indices().nth(chars_max) {
         Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+        None => text,
     }
 }
 
@@ -241,9 +297,36 @@ mod tests {
 
     #[test]
     fn a_preview_cuts_between_characters() {
-        assert_eq!(preview("{}"), "{}");
-        let long = "ü".repeat(PREVIEW_CHARS_MAX + 1);
-        assert_eq!(preview(&long), format!("{}…", "ü".repeat(PREVIEW_CHARS_MAX)));
+        assert_eq!(preview("{}", 60), "{}");
+        assert_eq!(preview(&"ü".repeat(61), 60), format!("{}…", "ü".repeat(60)));
+    }
+
+    #[test]
+    fn whatever_an_event_holds_takes_one_line_and_steers_nothing() {
+        let hostile = [
+            "<script>alert(1)</script>".to_owned(),
+            "\u{202e}txet\u{2066}".to_owned(),
+            "\u{1b}]0;title\u{7}\u{1b}[2J\r\n\t\u{9b}31m\u{0}".to_owned(),
+            "👩\u{200d}🚀🏳️\u{200d}🌈".to_owned(),
+            "x".repeat(10_000),
+            "\u{301}".repeat(10_000),
+            "\u{1b}".repeat(10_000),
+        ];
+        for text in hostile {
+            let properties = serde_json::json!({ &text: text }).to_string();
+            let event = serde_json::json!({ "position": 1, "id": text, "name": text, "user": text,
+                "time": "2026-01-31T12:00:00.000Z", "received": "2026-01-31T12:00:00.000Z", "properties": {} });
+            let mut event: EventDocument = serde_json::from_str(&event.to_string()).unwrap();
+            event.properties = serde_json::value::RawValue::from_string(properties).unwrap();
+            let line = coloured(Output::plain(), &event);
+            assert!(!line.contains(char::is_control) && !line.contains(['\u{202e}', '\u{2066}']), "{line:?}");
+            let most = 8 + 24 + 2 * NAME_PREVIEW_CHARS_MAX + PREVIEW_CHARS_MAX;
+            assert!(line.chars().count() <= most + 10, "{line:?}");
+            assert_eq!(
+                preview_row(&event)[2..].iter().filter(|field| field.contains(char::is_control)).count(),
+                0
+            );
+        }
     }
 
     #[test]

@@ -160,8 +160,7 @@ impl Folder {
                 for stored in &page.events {
                     on_event(EventDocument::from(stored))?;
                 }
-                let last = page.events.last().map_or(after, |stored| stored.position);
-                after = page.next.map_or(head.max(last), |cursor| cursor.position);
+                after = page.through;
             }
         }
     }

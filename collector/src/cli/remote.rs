@@ -289,10 +289,13 @@ pub(super) fn refused(what: &str, problem: Problem) -> Failure {
 
 fn of_filter(filter: EventFilter) -> Vec<(&'static str, String)> {
     let mut parameters = Vec::new();
-    parameters.extend(filter.name.map(|name| ("name", name)));
+    parameters.extend(filter.names.into_iter().map(|name| ("name", name)));
     parameters.extend(filter.user.map(|user| ("user", user)));
     parameters.extend(time("from", filter.from));
     parameters.extend(time("to", filter.to));
+    parameters.extend((filter.after > 0).then(|| ("after", filter.after.to_string())));
+    parameters.extend(filter.before.map(|before| ("before", before.to_string())));
+    parameters.extend(filter.conditions.into_iter().map(|condition| ("where", condition.to_string())));
     parameters
 }
 

@@ -6,6 +6,7 @@ use eventbucket_protocol::Timestamp;
 use percent_encoding::percent_decode_str;
 
 use super::problem::{Cause, Refusal};
+use crate::query::{BadCondition, Condition};
 
 /// The parameters of a request. Each is taken once; what is left over at the end was mistyped and is refused by name, so
 /// that a filter with a typo never answers with everything.
@@ -40,6 +41,24 @@ impl Parameters {
             (Some(value), None) => Ok(Some(value)),
             (Some(_), Some(_)) => Err(invalid(name, "is given twice")),
         }
+    }
+
+    /// Takes texts, of which there may be several or none.
+    pub(super) fn texts(&mut self, name: &'static str) -> Result<Vec<String>, Refusal> {
+        self.known.push(name);
+        let values = self.given.extract_if(.., |(given, _)| given == name).map(|(_, value)| value);
+        let values: Vec<String> = values.collect();
+        if values.iter().any(String::is_empty) {
+            return Err(invalid(name, "is empty; leave it out instead"));
+        }
+        Ok(values)
+    }
+
+    /// Takes the conditions on properties.
+    pub(super) fn conditions(&mut self) -> Result<Vec<Condition>, Refusal> {
+        let read =
+            |text: String| text.parse().map_err(|error: BadCondition| invalid("where", &error.to_string()));
+        self.texts("where")?.into_iter().map(read).collect()
     }
 
     /// Takes a text that must be there.

@@ -4,7 +4,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{self, Path};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
-use eventbucket_protocol::{BatchId, Reply};
+use eventbucket_protocol::{BatchId, Reply, Timestamp};
 use serde::Serialize;
 
 use super::parameters::Parameters;
@@ -21,6 +21,10 @@ struct EventsDocument<'a> {
     events: Vec<EventShape<'a>>,
     /// The cursor of the next page, null on the last.
     next: Option<String>,
+    /// The position through which everything was looked at.
+    through: u64,
+    /// When the event arrived that was looked at last.
+    looked_to: Option<Timestamp>,
 }
 
 /// `GET /v1/events`
@@ -36,10 +40,13 @@ pub(super) async fn events(
         cursor: parameters.text("cursor")?,
         limit: parameters.number("limit")?.unwrap_or(LIMIT_DEFAULT),
         filter: EventFilter {
-            name: parameters.text("name")?,
+            names: parameters.texts("name")?.into_iter().collect(),
             user: parameters.text("user")?,
             from: parameters.time("from")?,
             to: parameters.time("to")?,
+            after: parameters.number("after")?.unwrap_or(0),
+            before: parameters.number("before")?,
+            conditions: parameters.conditions()?,
         },
     };
     parameters.finish()?;
@@ -47,6 +54,8 @@ pub(super) async fn events(
     let document = EventsDocument {
         events: page.events.iter().map(EventShape::from).collect(),
         next: page.next.map(|cursor| cursor.to_string()),
+        through: page.through,
+        looked_to: page.looked_to,
     };
     Ok(reply::json(StatusCode::OK, &document))
 }

@@ -30,8 +30,9 @@ pub(super) async fn events(
     let grant = key::reader(&edge, &headers).await?;
     let mut parameters = Parameters::of(&uri)?;
     let filter = EventFilter {
-        name: parameters.text("name")?,
+        names: parameters.texts("name")?.into_iter().collect(),
         user: parameters.text("user")?,
+        conditions: parameters.conditions()?,
         ..EventFilter::default()
     };
     let after = parameters.number("after")?;

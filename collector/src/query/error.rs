@@ -29,6 +29,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// Says that a position is of another log.
+    pub(super) fn beyond(position: u64, head: u64) -> Self {
+        Self::Cursor(format!(
+            "position {position} lies beyond the end of the log ({head}), which may have been restored; begin again"
+        ))
+    }
+
     /// The HTTP status that says it.
     #[must_use]
     pub fn status(&self) -> u16 {

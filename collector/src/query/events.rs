@@ -1,14 +1,21 @@
-use eventbucket_protocol::EventId;
+use std::time::Duration;
+
+use eventbucket_protocol::{EventId, Timestamp};
+use tokio::time::Instant;
 
 use super::{Cursor, Error, Reader};
 use crate::project::ProjectId;
-use crate::store::{EventFilter, EventOrder, PAGE_BYTES_MAX, StoredEvent};
+use crate::store::{CONDITIONS_MAX, EventFilter, EventOrder, NAMES_MAX, PAGE_BYTES_MAX, StoredEvent};
 
 /// Events on a page when no limit is given.
 pub const LIMIT_DEFAULT: usize = 100;
 
 /// Events on a page at most.
 pub const LIMIT_MAX: usize = 1_000;
+
+/// How long events are looked for that no index leads to: with the last few thousand that are looked at in one go (10 ms) and
+/// the answer's way a page comes within 50 ms.
+const LOOKING_MAX: Duration = Duration::from_millis(30);
 
 /// Events read from the store in one go: 64 of the largest (256 KiB) are 16 MiB.
 pub(super) const CHUNK_EVENTS: usize = 64;
@@ -42,6 +49,19 @@ impl Default for EventsQuery {
     }
 }
 
+/// Refuses a filter that costs too much.
+pub(super) fn check(filter: &EventFilter) -> Result<(), Error> {
+    let counted =
+        [("name", filter.names.len(), NAMES_MAX), ("where", filter.conditions.len(), CONDITIONS_MAX)];
+    match counted.into_iter().find(|(_, given, max)| given > max) {
+        Some((name, given, max)) => Err(Error::Parameter {
+            name,
+            message: format!("is given {given} times, at most {max} are taken"),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// A page of events.
 #[derive(Clone, Debug)]
 pub struct EventsPage {
@@ -49,23 +69,34 @@ pub struct EventsPage {
     pub events: Vec<StoredEvent>,
     /// Where the next page begins; `None` when there is nothing more.
     pub next: Option<Cursor>,
+    /// The position through which everything was looked at. By position and without a next page that is the end of the log
+    /// as it was then: what comes later stands behind it.
+    pub through: u64,
+    /// When the event arrived that was looked at last.
+    pub looked_to: Option<Timestamp>,
 }
 
 impl Reader {
-    /// Lists events.
+    /// Lists events. With a filter that no index serves a page ends when enough was looked at, also when it holds few events or
+    /// none; [`EventsPage::next`] goes on from there.
     ///
     /// # Errors
-    /// A limit out of bounds, a cursor from elsewhere, a store that can't be read.
+    /// A limit out of bounds, too many names or conditions, a cursor from elsewhere, a store that can't be read.
     pub async fn events(&self, project: ProjectId, query: EventsQuery) -> Result<EventsPage, Error> {
         if !(1..=LIMIT_MAX).contains(&query.limit) {
             let message = format!("{} is not between 1 and {LIMIT_MAX}", query.limit);
             return Err(Error::Parameter { name: "limit", message });
         }
+        check(&query.filter)?;
         let epoch = self.store.epoch();
         let cursor = query.cursor.map(|text| Cursor::parse(&text, epoch)).transpose()?;
         let mut from = cursor.map(|cursor| cursor.position);
-        let mut events = Vec::new();
-        let mut bytes = 0;
+        // Read first: what arrives from now on lies behind it, and on a later page.
+        let head = self.store.head(project).await?;
+        if query.order == Order::Position && from.is_some_and(|from| from > head) {
+            return Err(Error::beyond(from.unwrap_or_default(), head));
+        }
+        let (mut events, mut bytes, end) = (Vec::new(), 0, Instant::now() + LOOKING_MAX);
         loop {
             let order = match query.order {
                 Order::Newest => EventOrder::NewestFirst { before: from },
@@ -75,10 +106,17 @@ impl Reader {
             let page = self.store.events(project, &query.filter, order, limit).await?;
             bytes += page.events.iter().map(|stored| stored.event.size_bytes()).sum::<usize>();
             events.extend(page.events);
+            let looked_to = page.looked_to;
             from = page.next;
-            if from.is_none() || events.len() >= query.limit || bytes >= PAGE_BYTES_MAX {
+            let full = events.len() >= query.limit || bytes >= PAGE_BYTES_MAX;
+            if from.is_none() || full || query.filter.is_sieve() && Instant::now() >= end {
+                let last = events.last().map_or(0, |last: &StoredEvent| last.position);
+                let through = from.unwrap_or(match query.order {
+                    Order::Newest => 1,
+                    Order::Position => head.max(last),
+                });
                 let next = from.map(|position| Cursor::new(position, epoch));
-                return Ok(EventsPage { events, next });
+                return Ok(EventsPage { events, next, through, looked_to });
             }
         }
     }

@@ -39,7 +39,9 @@ use crate::cache::Cache;
 use crate::store::Store;
 
 pub use crate::cache::Node;
-pub use crate::store::{BatchRecord, CountsBy, CountsQuery, EventFilter, Ledger, StoredEvent};
+pub use crate::store::{
+    BadCondition, BatchRecord, Condition, CountsBy, CountsQuery, EventFilter, Ledger, StoredEvent,
+};
 pub use audit::audit;
 pub use batches::WAIT_S_MAX;
 pub use counts::{CountRow, Counts};

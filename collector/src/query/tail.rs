@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::events::CHUNK_EVENTS;
+use super::events::{CHUNK_EVENTS, check};
 use super::{Error, Reader};
 use crate::bus::message::position_announced;
 use crate::cache::{Tail as Announced, TailReceiver};
@@ -24,22 +24,21 @@ impl Reader {
     /// Follows the log from behind a position, or from its head.
     ///
     /// # Errors
-    /// [`Error::Cursor`] when the position lies beyond the head: then it is of another log.
+    /// [`Error::Cursor`] when the position lies beyond the head: then it is of another log. [`Error::Parameter`] when the filter
+    /// has too many names or conditions.
     pub async fn tail(
         &self,
         project: ProjectId,
         filter: EventFilter,
         after: Option<u64>,
     ) -> Result<Tail, Error> {
+        check(&filter)?;
         // Listening begins before the head is read, so nothing falls in between.
         let announced = self.cache.subscribe_tail();
         let head = self.store.head(project).await?;
         let after = after.unwrap_or(head);
         if after > head {
-            let message = format!(
-                "position {after} lies beyond the end of the log ({head}), which may have been restored; begin again"
-            );
-            return Err(Error::Cursor(message));
+            return Err(Error::beyond(after, head));
         }
         Ok(Tail { store: self.store.clone(), announced, project, filter, after })
     }

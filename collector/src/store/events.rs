@@ -1,6 +1,8 @@
+use std::collections::BTreeSet;
+
 use eventbucket_protocol::{Code, Event, Reason, Timestamp, Verdict};
 
-use super::{Backend, Store};
+use super::{Backend, Condition, Store};
 use crate::bus::message::StoredRange;
 
 /// Events in one transaction on SQLite, over all appends that wait: where its speed levels off (146,000 rows a second
@@ -70,17 +72,55 @@ pub struct StoredEvent {
     pub event: Event,
 }
 
-/// Which events to read.
+/// Names in one question: each is a walk of its own over its index.
+pub const NAMES_MAX: usize = 8;
+
+/// Which events to read: those that meet all of this.
 #[derive(Clone, Debug, Default)]
 pub struct EventFilter {
-    /// Only this name.
-    pub name: Option<String>,
+    /// Only of one of these names, at most [`NAMES_MAX`]; all when there is none.
+    pub names: BTreeSet<String>,
     /// Only this user.
     pub user: Option<String>,
     /// Only at or after this (corrected) time.
     pub from: Option<Timestamp>,
     /// Only before this (corrected) time.
     pub to: Option<Timestamp>,
+    /// Only behind this position.
+    pub after: u64,
+    /// Only in front of this position.
+    pub before: Option<u64>,
+    /// Only with these properties.
+    pub conditions: Vec<Condition>,
+}
+
+impl EventFilter {
+    /// Says whether the log is read in vain in places, because no index leads to just these events.
+    #[must_use]
+    pub fn is_sieve(&self) -> bool {
+        let names_of_user = self.user.is_some() && !self.names.is_empty();
+        names_of_user || self.is_timed() || !self.conditions.is_empty()
+    }
+
+    pub(super) fn is_timed(&self) -> bool {
+        self.from.is_some() || self.to.is_some()
+    }
+
+    /// The times asked for in milliseconds: from, inclusive, and to, exclusive.
+    pub(super) fn times(&self) -> (i64, i64) {
+        (self.from.map_or(i64::MIN, Timestamp::ms), self.to.map_or(i64::MAX, Timestamp::ms))
+    }
+
+    /// The first and the last position that a page in this order may hold, in a log whose positions end at `max`.
+    pub(super) fn span(&self, order: EventOrder, max: u64) -> Option<(u64, u64)> {
+        let (after, before) = match order {
+            EventOrder::ByPosition { after } => (after.max(self.after), self.before),
+            EventOrder::NewestFirst { before } => (self.after, self.before.into_iter().chain(before).min()),
+        };
+        let first = after.saturating_add(1);
+        let last = before.map_or(max, |before| before.saturating_sub(1).min(max));
+        (first <= last).then_some((first, last))
+    }
 }
 
 /// In which order to read, and from where.
@@ -98,11 +138,19 @@ pub enum EventOrder {
     },
 }
 
+impl EventOrder {
+    pub(super) fn is_newest_first(self) -> bool {
+        matches!(self, Self::NewestFirst { .. })
+    }
+}
+
 /// A page of events and where the next begins.
 #[derive(Clone, Debug)]
 pub struct EventPage {
-    /// The events in the order asked for.
+    /// The events in the order asked for. There may be none although there is a next page: looking for them is bounded.
     pub events: Vec<StoredEvent>,
-    /// The position to continue from, `None` when the end was reached.
+    /// The position to continue from, through which everything was looked at; `None` when the end was reached.
     pub next: Option<u64>,
+    /// When the event arrived that was looked at last.
+    pub looked_to: Option<Timestamp>,
 }

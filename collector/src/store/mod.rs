@@ -3,6 +3,12 @@
 /// Appending to the log and reading from it.
 mod events;
 
+/// Conditions on properties.
+mod condition;
+
+/// Pages of events while they are filled.
+mod page;
+
 /// The ledger that is written with every append.
 mod ranges;
 
@@ -51,14 +57,16 @@ use crate::project::ProjectId;
 pub use audit::{AuditFigures, CountersToCheck, ProjectFigures, RangeFigures, RowFigures};
 pub use backup::{Backup, BackupProject, OnCopied, Restored};
 pub use batches::BatchRecord;
+pub use condition::{BadCondition, CONDITIONS_MAX, Condition};
 pub use error::Error;
 pub use events::{
-    Appended, Dropped, EventFilter, EventOrder, EventPage, PAGE_BYTES_MAX, StoredEvent,
+    Appended, Dropped, EventFilter, EventOrder, EventPage, NAMES_MAX, PAGE_BYTES_MAX, StoredEvent,
     TRANSACTION_BATCHES_MAX, TRANSACTION_EVENTS_MAX,
 };
 pub(crate) use folder::{free_bytes, warn_if_open_to_others};
 pub use lock::StoreLock;
 pub use look::{ProjectFacts, SchemaFacts, StoreFacts};
+pub use page::LOOKED_AT_MAX;
 pub use postgres::PostgresOptions;
 pub use projects::NewProject;
 pub use ranges::Ledger;
@@ -187,7 +195,8 @@ impl Store {
         }
     }
 
-    /// Reads a page of events.
+    /// Reads a page of events. It ends early when [`LOOKED_AT_MAX`] events were looked at, however few of them it holds, so
+    /// that no question keeps the store busy for long.
     ///
     /// # Errors
     /// When the store can't be read.

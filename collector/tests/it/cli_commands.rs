@@ -33,6 +33,8 @@ async fn both_ways_give_the_same_documents() {
         &["event", "list", "--json", "--limit", "3"][..],
         &["event", "list", "--json", "--order", "position", "--name", "view", "--user", "ada"],
         &["event", "list", "--json", "--from", "2026-01-01T00:05:00Z", "--to", "2026-01-01T00:07:00Z"],
+        &["event", "list", "--json", "--name", "view", "--name", "order", "--after", "9"],
+        &["event", "list", "--json", "--before", "12", "--where", "amount>12", "--where", "plan~pr"],
         &["event", "show", "order-1", "--json"],
         &["count", "--json"],
         &["count", "--json", "--by", "hour", "--name", "view"],
@@ -67,6 +69,60 @@ async fn events_are_listed_paged_and_shown() {
 
         let shown = ask(&collector, &["event", "show", "order-1"]).stdout;
         assert!(shown.contains("user        bob") && shown.contains("\"amount\": 12.5"), "{way}: {shown}");
+    }
+}
+
+#[tokio::test]
+async fn every_filter_of_the_list_narrows_it() {
+    let collector = with_events().await;
+    for (way, ask) in WAYS {
+        let positions = |args: &[&str]| -> Vec<u64> {
+            let ran = ask(&collector, &[&["event", "list", "--json", "--order", "position"], args].concat());
+            let page = ran.json();
+            page["events"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|event| event["position"].as_u64().unwrap())
+                .collect()
+        };
+        assert_eq!(positions(&["--where", "plan=pro"]), [11], "{way}");
+        assert_eq!(positions(&["--where", "amount>=12.5", "--where", "plan"]), [11], "{way}");
+        assert_eq!(positions(&["--where", "amount=\"12.5\""]), [0; 0], "{way}");
+        assert_eq!(positions(&["--name", "order", "--name", "view", "--after", "9"]), [10, 11], "{way}");
+        assert_eq!(positions(&["--name", "view", "--before", "3"]), [1, 2], "{way}");
+        ask(&collector, &["event", "list", "--where", "plan="]).assert_failed(2, &["empty text"]);
+    }
+}
+
+#[tokio::test]
+async fn hostile_events_take_one_line_each_on_a_pipe() {
+    let collector = Collector::start();
+    let hostile = ["<b>&\"'", "\u{202e}txet", "\u{1b}[2J\r\n\t\u{7}\u{9b}", "👩\u{200d}🚀"];
+    let long = "x".repeat(10_000);
+    let mut events: Vec<Value> = hostile
+        .iter()
+        .map(|text| json!({ "name": text, "user": text, "properties": { *text: text } }))
+        .collect();
+    events.push(json!({ "name": "long", "user": "u", "properties": { "long": long } }));
+    collector.send(json!({ "events": events })).await;
+    for (way, ask) in WAYS {
+        let listed = ask(&collector, &["event", "list", "--order", "position"]).stdout;
+        assert_eq!(listed.lines().count(), 5, "{way}: {listed}");
+        for line in listed.lines() {
+            assert_eq!(line.split('\t').count(), 5, "{way}: {line:?}");
+            assert!(
+                !line.replace('\t', "").contains(char::is_control) && !line.contains('\u{202e}'),
+                "{line:?}"
+            );
+        }
+        assert!(listed.contains(&long), "a pipe gets everything");
+        for (i, text) in hostile.iter().enumerate() {
+            let key: String = text.chars().flat_map(|c| ['\\', c]).collect();
+            let condition = format!("{key}={}", json!(text));
+            let found = ask(&collector, &["event", "list", "--json", "--name", text, "--where", &condition]);
+            assert_eq!(found.json()["events"][0]["position"], i + 1, "{way}: {condition:?}");
+        }
     }
 }
 
@@ -183,7 +239,8 @@ async fn projects_are_made_and_keys_renewed_beside_a_running_collector() {
 async fn a_tail_shows_events_as_they_arrive() {
     let collector = Collector::start();
     for way in ["data", "url"] {
-        let mut command = eventbucket(&["event", "tail", "--json", "--after", "0", "--name", way]);
+        let filter = ["--name", way, "--where", "i<9"];
+        let mut command = eventbucket(&[&["event", "tail", "--json", "--after", "0"][..], &filter].concat());
         match way {
             "data" => command.arg("--data").arg(collector.folder()),
             _ => command.args(["--url", collector.url(), "--key", &collector.keys().secret]),
@@ -192,6 +249,7 @@ async fn a_tail_shows_events_as_they_arrive() {
         let lines = lines_of(child.stdout.take().unwrap());
         for i in 0..3 {
             collector.send(json!({ "name": "other" })).await;
+            collector.send(json!({ "name": way, "properties": { "i": 9 } })).await;
             collector.send(json!({ "name": way, "properties": { "i": i } })).await;
             let line = lines.recv_timeout(DEADLINE).unwrap();
             let event: Value = serde_json::from_str(&line).unwrap();

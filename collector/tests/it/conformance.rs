@@ -239,10 +239,11 @@ async fn filters_find_what_a_scan_finds(store: Store) {
         (Some("nobody"), None, false),
     ] {
         let filter = EventFilter {
-            name: name.map(str::to_owned),
+            names: name.map(str::to_owned).into_iter().collect(),
             user: only_user.map(str::to_owned),
             from: timed.then_some(from),
             to: timed.then_some(to),
+            ..EventFilter::default()
         };
         let matches = |i: &usize| {
             name.is_none_or(|name| all[*i].name == name)

@@ -146,7 +146,7 @@ async fn a_wrong_parameter_is_named() {
             "/v1/events?cursor=17.00000000",
             "/v1/events?from=yesterday",
             "/v1/events?user=",
-            "/v1/events?name=a&name=b",
+            "/v1/events?user=a&user=b",
             "/v1/events?nmae=opened",
             "/v1/counts?by=week",
             "/v1/counts?users=all",
@@ -165,8 +165,8 @@ async fn a_wrong_parameter_is_named() {
             400 invalid_cursor: The cursor can't be used. the log was restored since this cursor was given out; begin again without one
             400 invalid_query: A parameter can't be used. from: "yesterday" is neither RFC 3339 (2026-11-21T03:00:00Z) nor Unix milliseconds (1795230000000)
             400 invalid_query: A parameter can't be used. user: is empty; leave it out instead
-            400 invalid_query: A parameter can't be used. name: is given twice
-            400 invalid_query: A parameter can't be used. nmae: is not known; this path takes order, cursor, limit, name, user, from, to
+            400 invalid_query: A parameter can't be used. user: is given twice
+            400 invalid_query: A parameter can't be used. nmae: is not known; this path takes order, cursor, limit, name, user, from, to, after, before, where
             400 invalid_query: A parameter can't be used. by: "week" is none of total, day, hour
             400 invalid_query: A parameter can't be used. users: "all" is none of false, true
             400 invalid_query: A parameter can't be used. from: 2024-03-01T12:30:00.000Z is not the beginning of an hour, and counts are kept by hour; use 2024-03-01T12:00:00.000Z

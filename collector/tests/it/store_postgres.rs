@@ -458,7 +458,7 @@ async fn a_log_of_several_segments_reads_like_one() {
             vec![11, 31, 51],
         ),
         (
-            EventFilter { name: Some("b".into()), from: times.0, to: times.1, ..EventFilter::default() },
+            EventFilter { names: ["b".into()].into(), from: times.0, to: times.1, ..EventFilter::default() },
             vec![11, 31, 51],
         ),
     ] {
@@ -493,7 +493,7 @@ async fn a_rare_name_and_a_rare_user_are_found_by_their_indexes() {
     for round in 1..=2 {
         // The statement is planned anew in another process, and when there are statistics.
         let store = database.open().await;
-        let rare = EventFilter { name: Some("rare".into()), ..EventFilter::default() };
+        let rare = EventFilter { names: ["rare".into()].into(), ..EventFilter::default() };
         let seldom = EventFilter { user: Some("seldom".into()), ..EventFilter::default() };
         assert_eq!(positions(&store, shop, &rare, true).await, [21]);
         assert_eq!(positions(&store, shop, &seldom, true).await, [31]);

@@ -27,6 +27,9 @@ mod migrate;
 /// How a server is reached.
 mod options;
 
+/// Reads pages of the log.
+mod page;
+
 /// A few connections.
 mod pool;
 

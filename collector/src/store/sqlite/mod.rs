@@ -30,6 +30,9 @@ pub(super) mod look;
 /// Accounts, projects and keys.
 mod projects;
 
+/// Reads pages of the log.
+mod page;
+
 /// Where the files were when they were opened.
 mod place;
 
@@ -271,7 +274,7 @@ impl Sqlite {
         order: EventOrder,
         limit: usize,
     ) -> Result<EventPage, Error> {
-        self.read(move |connection| events::page(connection, project, &filter, order, limit)).await
+        self.read(move |connection| page::page(connection, project, &filter, order, limit)).await
     }
 
     pub(super) async fn event(&self, project: ProjectId, id: Uuid) -> Result<Option<StoredEvent>, Error> {

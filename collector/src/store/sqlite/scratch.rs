@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::append::{self, Head};
 use super::job::Turn;
-use super::{counts, events, int, open, projects, uint};
+use super::{counts, events, int, open, page, projects, uint};
 use crate::bus::message::ValidBatch;
 use crate::project::{AccountId, ProjectId};
 use crate::store::projects::now;
@@ -179,8 +179,12 @@ impl Scratch {
     /// Reads everything about a project.
     pub(crate) fn contents(&self, project: ProjectId) -> Result<Contents, Error> {
         let connection = self.connection();
-        let all = EventOrder::ByPosition { after: 0 };
-        let page = events::page(connection, project, &EventFilter::default(), all, 1_000_000)?;
+        let (mut all, mut next) = (Vec::new(), Some(0));
+        while let Some(after) = next {
+            let order = EventOrder::ByPosition { after };
+            let page = page::page(connection, project, &EventFilter::default(), order, usize::MAX)?;
+            (next, all) = (page.next, [all, page.events].concat());
+        }
         let Head { position, ledger } = Head::read(connection, project)?;
         let state = counts::live_state(connection, project)?;
         let mut select = connection.prepare_cached(
@@ -212,7 +216,7 @@ impl Scratch {
             Ok(((row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?))
         })?;
         let users = users.collect::<Result<_, _>>()?;
-        Ok(Contents { events: page.events, head: position, ledger, ranges, state, rollup, users })
+        Ok(Contents { events: all, head: position, ledger, ranges, state, rollup, users })
     }
 }
 
