@@ -12,8 +12,8 @@ use super::problem::{Cause, Refusal};
 use super::{State, key, reply};
 use crate::project::Grant;
 use crate::query::{
-    BatchRecord, CountRow, CountsBy, CountsQuery, EventFilter, EventShape, EventsQuery, LIMIT_DEFAULT, Order,
-    WAIT_S_MAX,
+    self, BatchRecord, CountRow, CountsBy, CountsQuery, EventFilter, EventShape, EventsQuery, LIMIT_DEFAULT,
+    Order, WAIT_S_MAX,
 };
 
 #[derive(Serialize)]
@@ -49,7 +49,11 @@ pub(super) async fn events(
             conditions: parameters.conditions()?,
         },
     };
+    let at_least = parameters.number("at_least")?.unwrap_or(0);
     parameters.finish()?;
+    if at_least > 0 {
+        unless_draining(&edge, edge.query.log_reaches(grant.project, at_least)).await?;
+    }
     let page = edge.query.events(grant.project, query).await?;
     let document = EventsDocument {
         events: page.events.iter().map(EventShape::from).collect(),
@@ -58,6 +62,20 @@ pub(super) async fn events(
         looked_to: page.looked_to,
     };
     Ok(reply::json(StatusCode::OK, &document))
+}
+
+/// Waits for something to be reached. A process that stops holds up nobody: another one answers.
+async fn unless_draining(
+    edge: &State,
+    reached: impl Future<Output = Result<(), query::Error>>,
+) -> Result<(), Refusal> {
+    tokio::select! {
+        reached = reached => Ok(reached?),
+        () = edge.draining.cancelled() => {
+            let told = "this process stops before what was asked for is there; ask again, another one answers";
+            Err(Refusal::new(Cause::Behind, told).retry_after(Duration::from_secs(1)))
+        }
+    }
 }
 
 /// `GET /v1/events/by-id?id=ID`: every id that is taken can be asked for here. In a path `.` and `..` are folders to clients, and
@@ -161,8 +179,12 @@ pub(super) async fn counts(
             .word("by", &[("total", CountsBy::Total), ("day", CountsBy::Day), ("hour", CountsBy::Hour)])?,
         users: parameters.word("users", &[("false", false), ("true", true)])?,
     };
+    let at_least = parameters.number("at_least")?.unwrap_or(0);
     parameters.finish()?;
-    let counts = edge.query.counts(grant.project, query).await?;
+    if at_least > 0 {
+        unless_draining(&edge, edge.query.counts_reach(grant.project, at_least)).await?;
+    }
+    let counts = edge.query.counts_through(grant.project, query, at_least).await?;
     let document = CountsDocument {
         total: counts.rows.iter().map(|row| row.count).sum(),
         counts: counts.rows,

@@ -73,6 +73,10 @@ impl From<query::Error> for Refusal {
             query::Error::Parameter { .. } => Self::new(Cause::InvalidQuery, error.to_string()),
             query::Error::Cursor(_) => Self::new(Cause::InvalidCursor, error.to_string()),
             query::Error::NotFound(_) => Self::new(Cause::NotFound, error.to_string()),
+            query::Error::Behind { .. } => {
+                let refusal = Self::new(Cause::Behind, error.to_string());
+                error.retry().into_iter().fold(refusal, Self::retry_after)
+            }
             query::Error::Store(_) if error.names_damage() => {
                 tracing::error!(%error, "a request met damage");
                 Self::new(Cause::Internal, error.to_string())

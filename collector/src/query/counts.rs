@@ -45,12 +45,26 @@ impl Reader {
     /// # Errors
     /// A time that isn't the beginning of an hour; an answer that would be too large; a store that can't be read.
     pub async fn counts(&self, project: ProjectId, query: CountsQuery) -> Result<Counts, Error> {
+        self.counts_through(project, query, 0).await
+    }
+
+    /// As [`Reader::counts`], from counters that go through a position, for which [`Reader::counts_reach`] has waited.
+    ///
+    /// # Errors
+    /// Those of [`Reader::counts`].
+    pub async fn counts_through(
+        &self,
+        project: ProjectId,
+        query: CountsQuery,
+        position: u64,
+    ) -> Result<Counts, Error> {
         full_hour("from", query.from_hour)?;
         full_hour("to", query.to_hour)?;
         // The head is read last, so `applied_to` never seems to be ahead of it.
         let (rows, applied_to) = match self.live(project, &query).await {
-            Some(live) => live,
-            None => {
+            // The live counters are moved after the rollups.
+            Some(live) if live.1 >= position => live,
+            _ => {
                 let state = self.store.view_state(project).await?;
                 (self.store.counts(project, query.clone()).await?, state.applied_to)
             }

@@ -17,6 +17,16 @@ pub enum Error {
     /// A cursor that was not given out here, or lies beyond the log.
     #[error("{0}")]
     Cursor(String),
+    /// What was asked about isn't there yet.
+    #[error("the {what} go through position {reached}, not yet through {wanted}; ask again")]
+    Behind {
+        /// What hasn't come that far.
+        what: &'static str,
+        /// How far it has come.
+        reached: u64,
+        /// How far it was wanted.
+        wanted: u64,
+    },
     /// There is no such thing in this project.
     #[error("{0}")]
     NotFound(String),
@@ -27,6 +37,9 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
 }
+
+/// When to ask again for what hadn't come far enough: views follow within a moment, once they can.
+const BEHIND_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Error {
     /// Says that a position is of another log.
@@ -41,6 +54,7 @@ impl Error {
     pub fn status(&self) -> u16 {
         match self {
             Self::Parameter { .. } | Self::Cursor(_) => 400,
+            Self::Behind { .. } => 503,
             Self::NotFound(_) => 404,
             Self::Bus(error) => error.status(),
             Self::Store(error) => error.status(),
@@ -69,6 +83,7 @@ impl Error {
         match self {
             Self::Bus(error) => error.retry(),
             Self::Store(error) => error.retry(),
+            Self::Behind { .. } => Some(BEHIND_RETRY_AFTER),
             _ => None,
         }
     }

@@ -4,6 +4,9 @@
 /// Pages of events, and one event.
 mod events;
 
+/// How long to wait for what isn't there yet.
+mod reach;
+
 /// Where a page ended.
 mod cursor;
 

@@ -166,7 +166,7 @@ async fn a_wrong_parameter_is_named() {
             400 invalid_query: A parameter can't be used. from: "yesterday" is neither RFC 3339 (2026-11-21T03:00:00Z) nor Unix milliseconds (1795230000000)
             400 invalid_query: A parameter can't be used. user: is empty; leave it out instead
             400 invalid_query: A parameter can't be used. user: is given twice
-            400 invalid_query: A parameter can't be used. nmae: is not known; this path takes order, cursor, limit, name, user, from, to, after, before, where
+            400 invalid_query: A parameter can't be used. nmae: is not known; this path takes order, cursor, limit, name, user, from, to, after, before, where, at_least
             400 invalid_query: A parameter can't be used. by: "week" is none of total, day, hour
             400 invalid_query: A parameter can't be used. users: "all" is none of false, true
             400 invalid_query: A parameter can't be used. from: 2024-03-01T12:30:00.000Z is not the beginning of an hour, and counts are kept by hour; use 2024-03-01T12:00:00.000Z

@@ -1,4 +1,4 @@
-//! Filters and cursors, over HTTP.
+//! Filters, cursors and waiting, over HTTP.
 
 use eventbucket_collector::store::LOOKED_AT_MAX;
 use serde_json::{Value, json};
@@ -283,5 +283,40 @@ async fn a_cursor_of_elsewhere_shows_nothing_of_elsewhere() {
         }
         let beyond = get(&collector, "/v1/events", &[("order", "position"), ("cursor", "13")]).await;
         assert!(beyond.problem().contains("position 13 lies beyond the end of the log (12)"), "{beyond:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_waits_until_it_goes_far_enough() {
+    for form in Form::BOTH {
+        let collector = with(form, &vec![json!({}); 3]).await;
+        let counts = collector.get("/v1/counts?at_least=3").await.json();
+        assert_eq!((&counts["total"], &counts["applied_to"]), (&json!(3), &json!(3)));
+        let hours = collector.get("/v1/counts?at_least=3&by=hour&name=paid").await.json();
+        assert_eq!((&hours["total"], &hours["applied_to"]), (&json!(1), &json!(3)));
+        // Both ask for what isn't there yet, and get it.
+        let (counts, events, sent) = tokio::join!(
+            collector.get("/v1/counts?at_least=4"),
+            collector.get("/v1/events?at_least=4&limit=1"),
+            collector.send(r#"{"name":"later"}"#),
+        );
+        assert_eq!((sent.status, &counts.json()["total"]), (200, &json!(4)));
+        assert_eq!(positions(&events.json()), [4]);
+        // What doesn't come is told as such, in time.
+        let (counts, events) = tokio::join!(
+            collector.get("/v1/counts?at_least=5"),
+            collector.get("/v1/events?at_least=5&order=position"),
+        );
+        for (answer, what) in [(counts, "counts"), (events, "events")] {
+            assert_eq!(answer.header("retry-after"), "1", "{answer:?}");
+            assert_eq!(
+                answer.problem(),
+                format!(
+                    "503 behind: The answer does not go that far yet. the {what} go through position 4, not yet through 5; ask again"
+                )
+            );
+        }
+        let refused = collector.get("/v1/counts?at_least=soon").await;
+        assert_eq!((refused.status, &refused.json()["code"]), (400, &json!("invalid_query")));
     }
 }
