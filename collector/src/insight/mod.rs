@@ -1,5 +1,8 @@
 //! Pure computation over events: no store, no clock, no chance.
 
+/// Who the users are.
+pub mod identification;
+
 /// How many different users there were, in 3 KiB.
 mod sketch;
 
