@@ -115,11 +115,12 @@ async fn wait_for_counts(store: &Store) -> Result<BTreeMap<ProjectId, u64>, Erro
     let mut seen = store.view_progress().await?;
     let stored: BTreeMap<ProjectId, u64> = seen.iter().map(|of| (of.project, of.head)).collect();
     let mut moved = Instant::now();
-    let behind = |of: &ViewProgress| stored.get(&of.project).is_some_and(|head| of.state.applied_to < *head);
+    let behind = |of: &ViewProgress| stored.get(&of.project).is_some_and(|head| of.applied_to() < *head);
     while seen.iter().any(behind) && moved.elapsed() < COUNTS_PATIENCE {
         tokio::time::sleep(COUNTS_LOOK_PERIOD).await;
         let now = store.view_progress().await?;
-        if now.iter().zip(&seen).any(|(now, before)| now.state != before.state) {
+        let state = |of: &ViewProgress| (of.state, of.identified_to);
+        if now.iter().zip(&seen).any(|(now, before)| state(now) != state(before)) {
             moved = Instant::now();
         }
         seen = now;
@@ -156,6 +157,8 @@ fn checks(figures: &ProjectFigures, stored_before: Option<u64>, counters: bool) 
         applied(figures),
         rollup(figures),
         users(figures),
+        identified(figures, stored_before),
+        identifications(figures),
     ];
     if counters {
         let example = figures.counters_example.as_deref();
@@ -319,4 +322,25 @@ fn users(figures: &ProjectFigures) -> Check {
             .to_owned(),
     };
     Check::new("users_equal_recount", figures.users_differences == 0, detail)
+}
+
+/// As for the counts: what was stored when the audit began is in the view.
+fn identified(figures: &ProjectFigures, stored_before: Option<u64>) -> Check {
+    let (identified_to, head) = (figures.identified_to, figures.head);
+    let reached = (stored_before.unwrap_or(head).min(head)..=head).contains(&identified_to);
+    let detail = if figures.identified {
+        format!("the identifications are applied through {identified_to} of {head}")
+    } else {
+        "no generation of the identifications is live; a running collector makes one, or `eventbucket rebuild`"
+            .to_owned()
+    };
+    Check::new("identifications_are_current", figures.identified && reached, detail)
+}
+
+fn identifications(figures: &ProjectFigures) -> Check {
+    let detail = match &figures.identification_example {
+        Some(example) => format!("{} differ, e.g. {example}", figures.identification_differences),
+        None => "every user equals what a walk over the log makes of it, byte for byte".to_owned(),
+    };
+    Check::new("identifications_equal_recount", figures.identification_differences == 0, detail)
 }

@@ -42,6 +42,16 @@ pub struct ProjectFigures {
     pub users_differences: u64,
     /// The first of them, in words.
     pub users_example: Option<String>,
+    /// Whether a generation of the identifications is live and says how far it has come.
+    pub identified: bool,
+    /// The live generation of the identifications.
+    pub identified_generation: u64,
+    /// The position through which the identifications are applied.
+    pub identified_to: u64,
+    /// Ids of which the identifications tell other than a walk over the log, and one of them in words.
+    pub identification_differences: u64,
+    /// The first of them, in words.
+    pub identification_example: Option<String>,
     /// The sum over the rollup.
     pub rollup_sum: u64,
     /// The first live counter that differs from a recount, in words; `None` when all agree.
@@ -183,6 +193,11 @@ pub(super) fn users_example(name: &str, hours: i64, start: &str) -> String {
         _ => format!("of the day that begins at {start}"),
     };
     format!("the users of {name:?} {span}: the view's sketch is not that of the log")
+}
+
+/// Names an id of which the view tells other than the log.
+pub(super) fn identification_example(id: &str) -> String {
+    format!("what is kept of the user {id:?} is not what the log says")
 }
 
 /// Everything an audit reads, from one snapshot.

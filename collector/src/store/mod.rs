@@ -21,6 +21,12 @@ mod projects;
 /// What is computed from the log and kept beside it.
 mod views;
 
+/// Which tables a generation of a view is in.
+mod generations;
+
+/// Who the users are.
+mod identifications;
+
 /// The figures an audit is made of.
 mod audit;
 
@@ -64,6 +70,7 @@ pub use events::{
     TRANSACTION_BATCHES_MAX, TRANSACTION_EVENTS_MAX,
 };
 pub(crate) use folder::{free_bytes, warn_if_open_to_others};
+pub use identifications::{SeenBefore, UserLookup, UserProfile, UserRow};
 pub use lock::StoreLock;
 pub use look::{ProjectFacts, SchemaFacts, StoreFacts};
 pub use page::LOOKED_AT_MAX;
@@ -73,7 +80,9 @@ pub use ranges::Ledger;
 #[cfg(test)]
 pub(crate) use sqlite::scratch::{Kept, Scratch};
 pub use sqlite::{Access, SqliteOptions, Synchronous};
-pub use views::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, UserCounts, ViewProgress, ViewState};
+pub use views::{
+    Applied, CountRow, CountTotals, CountsBy, CountsQuery, Moved, UserCounts, ViewProgress, ViewState,
+};
 
 /// The name of the database file in the data folder.
 pub const DATABASE_FILE: &str = "eventbucket.db";

@@ -25,19 +25,38 @@ impl ViewState {
     }
 }
 
-/// A view's state beside the head of the log it follows.
+/// How far the views of a project have come, beside the head of the log they follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViewProgress {
     /// The project.
     pub project: ProjectId,
-    /// The live generation's state.
+    /// The state of the counts.
     pub state: ViewState,
+    /// How far the identifications have come.
+    pub identified_to: u64,
     /// The last position of the log.
     pub head: u64,
 }
 
-/// What one step added to the counts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+impl ViewProgress {
+    /// How far all views have come.
+    #[must_use]
+    pub fn applied_to(&self) -> u64 {
+        self.state.applied_to.min(self.identified_to)
+    }
+}
+
+/// How far a view has moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// `applied_to` before.
+    pub from: u64,
+    /// `applied_to` after; equal to `from` when there was nothing to do.
+    pub through: u64,
+}
+
+/// What one step added to the counts, and how far it moved the identifications.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// The generation it went to.
     pub generation: u64,
@@ -47,6 +66,8 @@ pub struct Applied {
     pub through: u64,
     /// How many events of each name lay in between.
     pub per_name: Vec<(String, u64)>,
+    /// The identifications follow the same log and may lie elsewhere in it.
+    pub identified: Moved,
 }
 
 /// Which counts to read.
@@ -219,9 +240,9 @@ impl Store {
         }
     }
 
-    /// Adds what lies behind `applied_to`, up to `through`, the head, or 50,000 positions, whichever comes first. The new
-    /// `applied_to` is part of the same transaction, so nothing is ever added twice. Nothing is done for a project that somebody
-    /// else keeps for longer, as a rebuild does.
+    /// Adds what lies behind each view's `applied_to`, up to `through`, the head, or 50,000 positions, whichever comes first:
+    /// to the counts and, in the same transaction, to the identifications. The new `applied_to` is part of it too, so nothing is
+    /// ever added twice. Nothing is done for a project that somebody else keeps for longer, as a rebuild does.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -291,6 +312,21 @@ impl Store {
         match &self.0 {
             Backend::Sqlite(sqlite) => sqlite.rebuild_counts(project, progress).await,
             Backend::Postgres(postgres) => postgres.rebuild_counts(project, progress).await,
+        }
+    }
+
+    /// As [`Store::rebuild_counts`], for the identifications.
+    ///
+    /// # Errors
+    /// When the store can't be written; the live generation is untouched then.
+    pub async fn rebuild_identifications(
+        &self,
+        project: ProjectId,
+        progress: impl Fn(u64, u64) + Send,
+    ) -> Result<ViewState, Error> {
+        match &self.0 {
+            Backend::Sqlite(sqlite) => sqlite.rebuild_identifications(project, progress).await,
+            Backend::Postgres(postgres) => postgres.rebuild_identifications(project, progress).await,
         }
     }
 }

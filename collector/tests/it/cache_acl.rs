@@ -43,7 +43,13 @@ async fn the_rights_in_the_guide_are_all_that_is_needed() {
     let state = ViewState { generation: 1, applied_to: 5 };
     let totals = CountTotals { state, per_name: [("a".to_owned(), 5)].into(), complete: true };
     assert_eq!(cache.reset(SHOP, EPOCH, totals).await, Ok(true));
-    let step = Applied { generation: 1, from: 5, through: 6, per_name: vec![("a".to_owned(), 1)] };
+    let step = Applied {
+        generation: 1,
+        from: 5,
+        through: 6,
+        per_name: vec![("a".to_owned(), 1)],
+        ..Applied::default()
+    };
     assert_eq!(cache.count_up(SHOP, EPOCH, &step).await, Ok(true));
     assert_eq!(cache.counters(SHOP).await.unwrap().per_name["a"], 6);
     assert_eq!(counters_state(&cache, SHOP).await.unwrap().applied_to, 6);

@@ -81,7 +81,13 @@ fn totals(generation: u64, applied_to: u64, names: &[(&str, u64)]) -> CountTotal
 }
 
 fn applied(generation: u64, from: u64, through: u64) -> Applied {
-    Applied { generation, from, through, per_name: vec![("a".to_owned(), through - from)] }
+    Applied {
+        generation,
+        from,
+        through,
+        per_name: vec![("a".to_owned(), through - from)],
+        ..Applied::default()
+    }
 }
 
 #[tokio::test]

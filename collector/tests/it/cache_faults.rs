@@ -63,7 +63,7 @@ async fn nothing_is_known(cache: &Cache) {
     let asked = ask(cache, &hash).await;
     cache.remember(hash, VALID, asked).await;
     assert_eq!(cache.standing(&hash).await, Recalled::Known(VALID), "this process knows it alone");
-    let step = Applied { generation: 1, from: 0, through: 1, per_name: vec![] };
+    let step = Applied { generation: 1, from: 0, through: 1, per_name: vec![], ..Applied::default() };
     assert_eq!(cache.count_up(SHOP, EPOCH, &step).await, Err(Away));
     assert_eq!(cache.reset(SHOP, EPOCH, totals(1)).await, Err(Away));
     assert_eq!((cache.counters(SHOP).await, cache.counters_states(&[SHOP]).await), (None, Err(Away)));

@@ -61,7 +61,10 @@ impl Model {
         self.applied_to = through;
         self.note();
         let per_name = per_name.into_iter().collect();
-        (Uuid::from_u128(self.epoch), Applied { generation: self.generation, from, through, per_name })
+        (
+            Uuid::from_u128(self.epoch),
+            Applied { generation: self.generation, from, through, per_name, ..Applied::default() },
+        )
     }
 
     /// As `Store::count_totals`.

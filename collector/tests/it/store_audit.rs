@@ -51,7 +51,7 @@ async fn a_sound_store_holds_and_progress_reaches_the_end() {
     assert!(found.holds(), "{found:#?}");
     let of_shop = found.projects.iter().find(|one| one.project_id == shop).unwrap();
     assert_eq!((of_shop.stored, of_shop.position, of_shop.applied_to), (45, 45, 45));
-    assert_eq!(of_shop.checks.len(), 16);
+    assert_eq!(of_shop.checks.len(), 18);
     let seen = seen.lock().unwrap();
     assert_eq!((seen.first(), seen.last()), (Some(&(0, 52)), Some(&(52, 52))));
 }
@@ -98,7 +98,7 @@ async fn counts_swapped_between_names_are_found() {
 #[tokio::test]
 async fn a_bumped_head_is_found() {
     let failed = failed_after("UPDATE head SET position = position + 1 WHERE project = 1").await;
-    assert_eq!(failed, ["head_equals_rows", "counts_are_current"]);
+    assert_eq!(failed, ["head_equals_rows", "counts_are_current", "identifications_are_current"]);
 }
 
 #[tokio::test]
@@ -159,7 +159,8 @@ async fn a_deleted_range_is_found() {
 
 #[tokio::test]
 async fn a_view_ahead_of_its_log_is_found() {
-    let failed = failed_after("UPDATE view_state SET applied_to = 50 WHERE project = 1").await;
+    let failed =
+        failed_after("UPDATE view_state SET applied_to = 50 WHERE project = 1 AND view = 'counts'").await;
     assert_eq!(failed, ["applied_within_log", "counts_equal_recount"]);
 }
 
@@ -208,9 +209,9 @@ async fn store_failed_after(sql: &str) -> (Vec<&'static str>, String) {
 #[tokio::test]
 async fn a_project_without_live_counts_is_found_and_a_rebuild_mends_it() {
     for sql in [
-        "DELETE FROM view_live WHERE project = 1",
-        "UPDATE view_live SET generation = 0 WHERE project = 1",
-        "DELETE FROM view_state WHERE project = 1",
+        "DELETE FROM view_live WHERE project = 1 AND view = 'counts'",
+        "UPDATE view_live SET generation = 0 WHERE project = 1 AND view = 'counts'",
+        "DELETE FROM view_state WHERE project = 1 AND view = 'counts'",
     ] {
         let (folder, store, shop) = filled().await;
         folder.sql().execute(sql, []).unwrap();
@@ -242,7 +243,7 @@ async fn counts_that_stay_behind_the_log_are_found() {
     let (_folder, store, shop) = filled().await;
     store.append(vec![batch(shop, events("later", 5))]).await.unwrap();
     let found = audit(&store, None, |_, _| {}).await.unwrap();
-    assert_eq!(failed(&found, shop), ["counts_are_current"]);
+    assert_eq!(failed(&found, shop), ["counts_are_current", "identifications_are_current"]);
     count_all(&store, shop).await;
     assert!(audit(&store, None, |_, _| {}).await.unwrap().holds());
 }
@@ -353,7 +354,13 @@ async fn live_counters_are_held_against_a_recount() {
     let found = audit(&store, Some(&cache), |_, _| {}).await.unwrap();
     assert!(found.holds(), "{found:#?}");
     assert!(found.projects[0].checks.iter().any(|check| check.name == "counters_equal_recount"));
-    let wrong = Applied { generation: 1, from: 45, through: 46, per_name: vec![("c".into(), 1)] };
+    let wrong = Applied {
+        generation: 1,
+        from: 45,
+        through: 46,
+        per_name: vec![("c".into(), 1)],
+        ..Applied::default()
+    };
     assert_eq!(cache.count_up(shop, store.epoch(), &wrong).await, Ok(true));
     let found = audit(&store, Some(&cache), |_, _| {}).await.unwrap();
     assert_eq!(failed(&found, shop), ["counters_equal_recount"]);

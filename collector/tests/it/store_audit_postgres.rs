@@ -32,7 +32,11 @@ const ROWS: [Tampered; 11] = [
         &[],
     ),
     ("UPDATE event SET name = 'z' WHERE project = 1 AND position = 17", &["counts_equal_recount"], &[]),
-    ("UPDATE event SET user_id = 'eve' WHERE project = 1 AND position = 1", &["users_equal_recount"], &[]),
+    (
+        "UPDATE event SET user_id = 'eve' WHERE project = 1 AND position = 1",
+        &["users_equal_recount", "identifications_equal_recount"],
+        &[],
+    ),
     (
         "UPDATE event SET position = 99 WHERE project = 1 AND position = 45",
         &["positions_are_dense", "counts_equal_recount"],
@@ -63,13 +67,19 @@ const ROWS: [Tampered; 11] = [
 const LEDGER: [Tampered; 13] = [
     (
         "UPDATE head SET position = position + 1 WHERE project = 1",
-        &["head_equals_rows", "counts_are_current"],
+        &["head_equals_rows", "counts_are_current", "identifications_are_current"],
         &[],
     ),
     ("UPDATE head SET duplicate = duplicate + 1 WHERE project = 1", &["ledger_totals_equal_ranges"], &[]),
     (
         "DELETE FROM head WHERE project = 1",
-        &["head_equals_rows", "ledger_totals_equal_ranges", "counts_equal_recount", "users_equal_recount"],
+        &[
+            "head_equals_rows",
+            "ledger_totals_equal_ranges",
+            "counts_equal_recount",
+            "users_equal_recount",
+            "identifications_equal_recount",
+        ],
         &[],
     ),
     (
@@ -104,23 +114,27 @@ const LEDGER: [Tampered; 13] = [
     ),
 ];
 
-const COUNTS: [Tampered; 11] = [
+const COUNTS: [Tampered; 13] = [
     ("DELETE FROM event_block WHERE project = 1", &["blocks_cover_times"], &[]),
     ("UPDATE event_block SET to_ms = to_ms - 1 WHERE project = 1", &["blocks_cover_times"], &[]),
     ("UPDATE event_block SET from_ms = from_ms + 1 WHERE project = 1", &["blocks_cover_times"], &[]),
-    ("DELETE FROM view_live WHERE project = 1", &["counts_are_live", "counts_are_current"], &[]),
     (
-        "DELETE FROM view_state WHERE project = 1",
+        "DELETE FROM view_live WHERE project = 1 AND view = 'counts'",
+        &["counts_are_live", "counts_are_current"],
+        &[],
+    ),
+    (
+        "DELETE FROM view_state WHERE project = 1 AND view = 'counts'",
         &["counts_are_live", "counts_are_current", "counts_equal_recount"],
         &[],
     ),
     (
-        "UPDATE view_state SET applied_to = 50 WHERE project = 1",
+        "UPDATE view_state SET applied_to = 50 WHERE project = 1 AND view = 'counts'",
         &["applied_within_log", "counts_equal_recount"],
         &[],
     ),
     (
-        "UPDATE view_state SET applied_to = 30 WHERE project = 1",
+        "UPDATE view_state SET applied_to = 30 WHERE project = 1 AND view = 'counts'",
         &["counts_are_current", "counts_equal_recount"],
         &[],
     ),
@@ -136,6 +150,16 @@ const COUNTS: [Tampered; 11] = [
         &[],
     ),
     ("DELETE FROM rollup_users WHERE project = 1 AND hours = 24", &["users_equal_recount"], &[]),
+    (
+        "DELETE FROM view_live WHERE project = 1 AND view = 'identifications'",
+        &["identifications_are_current"],
+        &[],
+    ),
+    (
+        "UPDATE identification SET events = events + 1 WHERE project = 1",
+        &["identifications_equal_recount"],
+        &[],
+    ),
     (
         "INSERT INTO rollup_counts SELECT 77, generation, hour_ms, count, name FROM rollup_counts LIMIT 1",
         &[],
@@ -252,7 +276,13 @@ async fn live_counters_are_held_against_a_recount() {
     let sound = audited(&store, Some(&cache)).await;
     assert!(sound.holds(), "{sound:#?}");
     assert_eq!(sound.projects[0].checks.last().unwrap().name, "counters_equal_recount");
-    let wrong = Applied { generation: 1, from: 45, through: 46, per_name: vec![("c".into(), 1)] };
+    let wrong = Applied {
+        generation: 1,
+        from: 45,
+        through: 46,
+        per_name: vec![("c".into(), 1)],
+        ..Applied::default()
+    };
     assert_eq!(cache.count_up(SHOP, store.epoch(), &wrong).await, Ok(true));
     assert_eq!(found(&audited(&store, Some(&cache)).await), (vec!["counters_equal_recount"], vec![]));
 }

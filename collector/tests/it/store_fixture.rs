@@ -121,17 +121,17 @@ pub(crate) fn events(prefix: &str, count: usize) -> Vec<Event> {
     (0..count).map(|i| Event { time: time(i), ..event(&format!("{prefix}{i}"), name(i)) }).collect()
 }
 
-/// Applies the counts as far as the log goes.
+/// Applies the views as far as the log goes.
 pub(crate) async fn count_all(store: &Store, project: ProjectId) {
     loop {
         let applied = store.apply_counts(project, u64::MAX).await.unwrap();
-        if applied.through == applied.from {
+        if applied.through == applied.from && applied.identified.through == applied.identified.from {
             return;
         }
     }
 }
 
-/// Applies the counts of every project as far as its log goes.
+/// Applies the views of every project as far as its log goes.
 pub(crate) async fn count_all_projects(store: &Store) {
     for project in store.projects(None).await.unwrap() {
         count_all(store, project.id).await;

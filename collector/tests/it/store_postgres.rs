@@ -306,7 +306,7 @@ async fn a_database_that_went_back_or_moved_has_another_epoch() {
     count_all(&store, shop).await;
     // What a restored snapshot looks like: all of it as it was before the last append.
     let admin = database.sql().await;
-    let back = "TRUNCATE event, event_id, ranges, rollup_counts, rollup_users, event_block, segment_project;
+    let back = "TRUNCATE event, event_id, ranges, rollup_counts, rollup_users, identification, event_block, segment_project;
                 UPDATE head SET position = 0, segment = 0, received = 0, stored = 0;
                 UPDATE view_state SET applied_to = 0";
     admin.batch_execute(back).await.unwrap();
@@ -398,7 +398,7 @@ async fn a_project_that_a_rebuild_keeps_costs_the_others_no_more_than_a_moment()
     // As the beginning of a rebuild does, which copies what was dropped from the log.
     let mut keeper = database.sql().await;
     let kept = keeper.transaction().await.unwrap();
-    let keep = "SELECT FROM view_live WHERE project = $1 FOR UPDATE";
+    let keep = "SELECT FROM view_live WHERE view = 'counts' AND project = $1 FOR UPDATE";
     let number = i32::try_from(shop.0).unwrap();
     kept.query_one(keep, &[&number]).await.unwrap();
     let bus = Bus::in_process(Limits::default());

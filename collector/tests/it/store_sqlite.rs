@@ -351,7 +351,8 @@ async fn a_rebuild_that_was_cut_off_goes_on_where_it_was() {
 }
 
 fn generations(folder: &Folder) -> Vec<i64> {
-    let sql = "SELECT generation FROM view_state UNION SELECT generation FROM rollup_counts";
+    let sql =
+        "SELECT generation FROM view_state WHERE view = 'counts' UNION SELECT generation FROM rollup_counts";
     let file = folder.sql();
     let mut select = file.prepare(sql).unwrap();
     select.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()

@@ -299,7 +299,9 @@ const OLDER_SQLITE: &str = "
 
 /// Takes back what the migration does.
 const OLDER_POSTGRES: &str = "
-    DROP TABLE rollup_users, retention, usage;
+    DROP TABLE rollup_users, retention, usage, identification;
+    DELETE FROM view_state WHERE view = 'identifications';
+    DELETE FROM view_live WHERE view = 'identifications';
     ALTER TABLE view_state DROP COLUMN has_users;
     INSERT INTO view_state (view, project, generation, applied_to) VALUES ('counts', 1, 2, 1);
     INSERT INTO rollup_counts (project, generation, hour_ms, count, name) VALUES (1, 2, 1709290800000, 1, 'a');
@@ -339,7 +341,7 @@ async fn no_number_is_told_where_a_worker_of_the_version_before_counted_first() 
     store.append(vec![batch(empty, vec![of("ada")])]).await.unwrap();
     let older_worker = "
         INSERT INTO rollup_counts (project, generation, hour_ms, count, name) VALUES (2, 1, 1709290800000, 1, 'a');
-        UPDATE view_state SET applied_to = 1 WHERE project = 2 AND generation = 1";
+        UPDATE view_state SET applied_to = 1 WHERE project = 2 AND generation = 1 AND view = 'counts'";
     database.sql().await.batch_execute(older_worker).await.unwrap();
     store.append(vec![batch(empty, vec![of("grace")])]).await.unwrap();
     holds(&store).await;

@@ -10,9 +10,10 @@ use uuid::Uuid;
 
 use super::pool::Lease;
 use super::segments::spans;
-use super::{BLOCK_BITS, Postgres, int, project_id, project_number, uint, users};
+use super::{BLOCK_BITS, Postgres, identifications, int, project_id, project_number, uint, users};
 use crate::insight::Tally;
 use crate::project::ProjectId;
+use crate::store::generations::View;
 use crate::store::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, Error, ViewProgress, ViewState};
 
 /// The view's name in `view_state` and `view_live`.
@@ -46,17 +47,21 @@ impl Postgres {
         let seen = self.0.epoch.before_reading_all();
         let select = lease
             .prepared(
-                "SELECT project, generation, applied_to, position
+                "SELECT project, generation, applied_to, position,
+                        coalesce((SELECT other.applied_to
+                                  FROM view_live JOIN view_state AS other USING (view, project, generation)
+                                  WHERE view = $2 AND project = head.project), 0)
                  FROM view_live JOIN view_state USING (view, project, generation) JOIN head USING (project)
                  WHERE view = $1 ORDER BY project",
             )
             .await?;
         let mut progress = Vec::new();
-        for row in lease.query(&select, &[&COUNTS]).await? {
+        for row in lease.query(&select, &[&COUNTS, &View::Identifications.name()]).await? {
             let state = ViewState { generation: uint(row.try_get(1)?), applied_to: uint(row.try_get(2)?) };
             progress.push(ViewProgress {
                 project: project_id(row.try_get(0)?),
                 state,
+                identified_to: uint(row.try_get(4)?),
                 head: uint(row.try_get(3)?),
             });
         }
@@ -82,10 +87,7 @@ impl Postgres {
         seen: ViewState,
     ) -> Result<bool, Error> {
         let mut lease = self.0.log.lease().await?;
-        let state = match live_state(&mut lease, project).await {
-            Err(Error::CountsMissing(_)) => return Ok(false),
-            found => found?,
-        };
+        let Some(state) = find_live(&mut lease, View::Counts, project).await? else { return Ok(false) };
         let head = position(&mut lease, project).await?;
         // One that has another epoch by now was found out already.
         let went_back = state.is_behind(head, &seen) && self.0.epoch.id() == epoch;
@@ -112,15 +114,16 @@ impl Postgres {
                     generation,
                     from: applied_to,
                     through: applied_to,
-                    per_name: Vec::new(),
+                    ..Applied::default()
                 });
             }
             locked => locked?,
         };
         let state = live_state(&mut lease, project).await?;
         let applied = step(&mut lease, project, state, through).await?;
+        let identified = identifications::follow(&mut lease, project, through).await?;
         lease.commit().await?;
-        Ok(applied)
+        Ok(Applied { identified, ..applied })
     }
 
     pub(in crate::store) async fn counts(
@@ -188,23 +191,37 @@ impl Postgres {
 }
 
 pub(super) async fn live_state(lease: &mut Lease, project: ProjectId) -> Result<ViewState, Error> {
+    find_live(lease, View::Counts, project).await?.ok_or(Error::CountsMissing(project))
+}
+
+/// How far the live generation of a view has come; `None` when there is none.
+pub(super) async fn find_live(
+    lease: &mut Lease,
+    view: View,
+    project: ProjectId,
+) -> Result<Option<ViewState>, Error> {
     let select = lease
         .prepared(
             "SELECT generation, applied_to FROM view_live JOIN view_state USING (view, project, generation)
              WHERE view = $1 AND project = $2",
         )
         .await?;
-    let row = lease.query_opt(&select, &[&COUNTS, &project_number(project)]).await?;
-    let row = row.ok_or(Error::CountsMissing(project))?;
-    Ok(ViewState { generation: uint(row.try_get(0)?), applied_to: uint(row.try_get(1)?) })
+    let Some(row) = lease.query_opt(&select, &[&view.name(), &project_number(project)]).await? else {
+        return Ok(None);
+    };
+    Ok(Some(ViewState { generation: uint(row.try_get(0)?), applied_to: uint(row.try_get(1)?) }))
 }
 
-/// Locks which generation is live, and reads how far it has come. Whoever changes a project's counts begins with this, so
-/// one at a time does.
-pub(super) async fn lock_live(lease: &mut Lease, project: ProjectId) -> Result<ViewState, Error> {
+/// Locks which generation is live, and reads how far it has come. Whoever changes a view of a project begins with this, so one at
+/// a time does. Who locks several views does so in the order of [`View::ALL`].
+pub(super) async fn lock_live(
+    lease: &mut Lease,
+    view: View,
+    project: ProjectId,
+) -> Result<Option<ViewState>, Error> {
     let lock = lease.prepared(LOCK_LIVE).await?;
-    lease.query_opt(&lock, &[&COUNTS, &project_number(project)]).await?;
-    live_state(lease, project).await
+    lease.query_opt(&lock, &[&view.name(), &project_number(project)]).await?;
+    find_live(lease, view, project).await
 }
 
 pub(super) async fn position(lease: &mut Lease, project: ProjectId) -> Result<u64, Error> {
@@ -214,7 +231,7 @@ pub(super) async fn position(lease: &mut Lease, project: ProjectId) -> Result<u6
 }
 
 /// Adds what lies behind a generation's `applied_to` to it, and moves `applied_to`: up to `through`, the head, the end of
-/// the segment, or 50,000 positions. Whatever else a view keeps of the same events belongs into this transaction too.
+/// the segment, or 50,000 positions.
 pub(super) async fn step(
     lease: &mut Lease,
     project: ProjectId,
@@ -224,7 +241,7 @@ pub(super) async fn step(
     let ViewState { generation, applied_to: from } = state;
     let head = position(lease, project).await?;
     let through = through.min(head).min(from.saturating_add(STEP_POSITIONS));
-    let nothing = Applied { generation, from, through: from, per_name: Vec::new() };
+    let nothing = Applied { generation, from, through: from, ..Applied::default() };
     if through <= from {
         return Ok(nothing);
     }
@@ -262,7 +279,7 @@ pub(super) async fn step(
         )
         .await?;
     lease.execute(&update, &[&COUNTS, &number, &generation_number, &int(through)]).await?;
-    Ok(Applied { generation, from, through, per_name })
+    Ok(Applied { generation, from, through, per_name, ..Applied::default() })
 }
 
 /// Adds up rows of [`TALLY`], one at a time.

@@ -32,6 +32,7 @@ impl Part {
                 include_str!("../../../migrations/postgres/0002_users.sql"),
                 include_str!("../../../migrations/postgres/0003_retention.sql"),
                 include_str!("../../../migrations/postgres/0004_usage.sql"),
+                include_str!("../../../migrations/postgres/0006_identifications.sql"),
             ],
             Self::Accounts => &[
                 include_str!("../../../migrations/postgres/0001_accounts.sql"),

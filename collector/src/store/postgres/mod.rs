@@ -24,6 +24,9 @@ pub(super) mod look;
 /// Makes and upgrades the schema.
 mod migrate;
 
+/// The view "identifications": who the users are.
+mod identifications;
+
 /// How a server is reached.
 mod options;
 
@@ -33,10 +36,13 @@ mod page;
 /// A few connections.
 mod pool;
 
+/// Reads the view "identifications".
+mod profiles;
+
 /// Accounts, projects and keys.
 mod projects;
 
-/// New generations of the view "counts".
+/// New generations of the views.
 mod rebuild;
 
 /// Drops old events.
@@ -64,6 +70,7 @@ use uuid::Uuid;
 
 use crate::project::ProjectId;
 use crate::store::Error;
+use crate::store::generations::View;
 use append::RangeIds;
 use epoch::Epoch;
 use migrate::Part;
@@ -156,7 +163,7 @@ impl Postgres {
         let numbers: Vec<i32> = unknown.iter().map(|project| project_number(*project)).collect();
         let mut lease = self.0.log.lease().await?;
         let ensure = lease.prepared(ENSURE).await?;
-        lease.execute(&ensure, &[&numbers, &counts::COUNTS]).await?;
+        lease.execute(&ensure, &[&numbers, &View::ALL.map(View::name).as_slice()]).await?;
         self.0.ensured.lock().unwrap_or_else(PoisonError::into_inner).extend(unknown);
         Ok(())
     }
@@ -182,10 +189,12 @@ const ENSURE: &str = "
         INSERT INTO head (project) SELECT project FROM unnest($1::int4[]) AS wanted (project) ORDER BY project
         ON CONFLICT DO NOTHING RETURNING project
     ), state AS (
-        INSERT INTO view_state (view, project, generation, applied_to, has_users) SELECT $2, project, 1, 0, true FROM made
+        INSERT INTO view_state (view, project, generation, applied_to, has_users)
+        SELECT view, project, 1, 0, true FROM made CROSS JOIN unnest($2::text[]) AS of (view)
         ON CONFLICT DO NOTHING
     )
-    INSERT INTO view_live (view, project, generation) SELECT $2, project, 1 FROM made ON CONFLICT DO NOTHING";
+    INSERT INTO view_live (view, project, generation)
+    SELECT view, project, 1 FROM made CROSS JOIN unnest($2::text[]) AS of (view) ON CONFLICT DO NOTHING";
 
 /// Postgres has no unsigned integers; projects are numbered from 1 by an `integer` of its own.
 fn project_number(project: ProjectId) -> i32 {

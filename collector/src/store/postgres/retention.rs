@@ -1,10 +1,11 @@
 use std::time::Duration;
 
-use super::counts::{COUNTS, lock_live, step};
+use super::counts::lock_live;
 use super::pool::Lease;
 use super::segments::{When, open_next, spans};
-use super::{BLOCK_BITS, Postgres, int, project_id, project_number, sweep, uint};
+use super::{BLOCK_BITS, Postgres, int, project_id, project_number, rebuild, sweep, uint};
 use crate::project::ProjectId;
+use crate::store::generations::View;
 use crate::store::{Dropped, Error, ViewState};
 
 /// How long dropping a segment waits for people's queries over the whole log. It holds up new ones while it waits, so it
@@ -76,18 +77,22 @@ impl Postgres {
         let mut lease = self.0.log.lease().await?;
         let ends = ends(&mut lease, segment).await?;
         for (project, last) in &ends {
-            while seal_step(&mut lease, *project, *last).await? {}
+            for view in View::ALL {
+                while seal_step(&mut lease, view, *project, *last).await? {}
+            }
         }
         fence.begin(&mut lease).await?;
         lease.batch_execute(DROP_LOCK_WAIT).await?;
         let mut events = 0;
         for (project, last) in &ends {
             // Whoever begins a generation waits, and then begins with what is sealed.
-            lock_live(&mut lease, *project).await?;
-            if !behind(&mut lease, *project, *last).await?.is_empty() {
-                return Err(Error::unavailable(
-                    "a new generation of a view began while old events were dropped",
-                ));
+            for view in View::ALL {
+                lock_live(&mut lease, view, *project).await?;
+                if !behind(&mut lease, view, *project, *last).await?.is_empty() {
+                    return Err(Error::unavailable(
+                        "a new generation of a view began while old events were dropped",
+                    ));
+                }
             }
             let number = project_number(*project);
             let update = "UPDATE head SET dropped = $2 FROM head AS before
@@ -122,16 +127,21 @@ async fn ends(lease: &mut Lease, segment: i32) -> Result<Vec<(ProjectId, u64)>, 
     Ok(ends)
 }
 
-/// The generations of the counts that lack events up to a position, the seal, which is generation 0, last: so it is never
+/// The generations of a view that lack events up to a position, the seal, which is generation 0, last: so it is never
 /// ahead of the live one, and the two can be held against each other.
-async fn behind(lease: &mut Lease, project: ProjectId, last: u64) -> Result<Vec<ViewState>, Error> {
+async fn behind(
+    lease: &mut Lease,
+    view: View,
+    project: ProjectId,
+    last: u64,
+) -> Result<Vec<ViewState>, Error> {
     let select = lease
         .prepared(
             "SELECT generation, applied_to FROM view_state
              WHERE view = $1 AND project = $2 AND applied_to < $3 ORDER BY generation DESC",
         )
         .await?;
-    let rows = lease.query(&select, &[&COUNTS, &project_number(project), &int(last)]).await?;
+    let rows = lease.query(&select, &[&view.name(), &project_number(project), &int(last)]).await?;
     let read = |row: tokio_postgres::Row| {
         Ok(ViewState { generation: uint(row.try_get(0)?), applied_to: uint(row.try_get(1)?) })
     };
@@ -139,15 +149,20 @@ async fn behind(lease: &mut Lease, project: ProjectId, last: u64) -> Result<Vec<
 }
 
 /// Adds some of what is about to be dropped to a generation that lacks it; says whether there may be more.
-async fn seal_step(lease: &mut Lease, project: ProjectId, last: u64) -> Result<bool, Error> {
+async fn seal_step(lease: &mut Lease, view: View, project: ProjectId, last: u64) -> Result<bool, Error> {
     lease.begin().await?;
-    lock_live(lease, project).await?;
+    if lock_live(lease, view, project).await?.is_none() {
+        if view == View::Counts {
+            return Err(Error::CountsMissing(project));
+        }
+        rebuild::mend(lease, view, project).await?;
+    }
     let seal = "INSERT INTO view_state (view, project, generation, applied_to, has_users)
-         VALUES ($1, $2, 0, 0, true) ON CONFLICT DO NOTHING";
-    lease.execute(seal, &[&COUNTS, &project_number(project)]).await?;
-    let behind = behind(lease, project, last).await?;
+         SELECT $1, project, 0, dropped, true FROM head WHERE project = $2 ON CONFLICT DO NOTHING";
+    lease.execute(seal, &[&view.name(), &project_number(project)]).await?;
+    let behind = behind(lease, view, project, last).await?;
     if let Some(state) = behind.first() {
-        step(lease, project, *state, last).await?;
+        rebuild::step(lease, view, project, *state, last).await?;
     }
     lease.commit().await?;
     Ok(!behind.is_empty())

@@ -6,13 +6,17 @@ use crate::project::ProjectId;
 use crate::store::Error;
 
 /// The keys without which the promises don't hold. What people added to look faster is left alone.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 19] = [
     "epoch_pkey",
     "event_block_pkey",
     "event_id_pkey",
     "event_name",
     "event_user",
     "head_pkey",
+    "identification_email",
+    "identification_link",
+    "identification_pkey",
+    "identification_seen",
     "ranges_batch",
     "ranges_first",
     "ranges_pkey",
@@ -42,9 +46,9 @@ pub(super) async fn schema(lease: &mut Lease) -> Result<Option<String>, Error> {
         return Ok(Some(format!("the index {missing} is missing or invalid")));
     }
     let select = "SELECT tgname::text FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
-         WHERE NOT tgisinternal AND relname IN ('event', 'event_id', 'head', 'ranges', 'rollup_counts', 'rollup_users', 'usage', 'view_state')
+         WHERE NOT tgisinternal AND relname IN ('event', 'event_id', 'head', 'identification', 'ranges', 'rollup_counts', 'rollup_users', 'usage', 'view_state')
          UNION ALL
-         SELECT rulename::text FROM pg_rules WHERE tablename IN ('event', 'event_id', 'head', 'ranges', 'rollup_counts', 'rollup_users', 'usage')
+         SELECT rulename::text FROM pg_rules WHERE tablename IN ('event', 'event_id', 'head', 'identification', 'ranges', 'rollup_counts', 'rollup_users', 'usage')
          LIMIT 1";
     let row = lease.query_opt(select, &[]).await?;
     row.map(|row| Ok(format!("the trigger or rule {} is not ours", row.try_get::<_, String>(0)?))).transpose()
@@ -52,7 +56,8 @@ pub(super) async fn schema(lease: &mut Lease) -> Result<Option<String>, Error> {
 
 /// Tables whose rows belong to a project, which may live in another database. The log, heads and ranges are not among them: their
 /// projects are audited whether they are there or not.
-const OF_A_PROJECT: [&str; 5] = ["event_block", "view_state", "view_live", "rollup_counts", "rollup_users"];
+const OF_A_PROJECT: [&str; 6] =
+    ["event_block", "view_state", "view_live", "rollup_counts", "rollup_users", "identification"];
 
 /// Finds a row that names a project that isn't there.
 pub(super) async fn stray(

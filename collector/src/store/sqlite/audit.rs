@@ -1,15 +1,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rusqlite::{Connection, named_params};
+use rusqlite::Connection;
 
 use super::append::BLOCK_BITS;
-use super::counts::{self, COUNTS, hour_sql};
+use super::counts::{COUNTS, hour_sql};
 use super::events::{COLUMNS, CORRECTED_MS, read_event};
-use super::{POSITION_BITS, Sqlite, int, key, open, position, soundness, uint, users};
+use super::{
+    POSITION_BITS, Sqlite, compare, follow, identifications, int, key, open, position, soundness, uint, users,
+};
 use crate::project::ProjectId;
-use crate::store::audit::{LiveCounters, RangeRow, rollup_example, users_example};
+use crate::store::audit::RangeRow;
 use crate::store::batches::BatchPart;
+use crate::store::generations::View;
 use crate::store::{AuditFigures, CountersToCheck, Error, Ledger, ProjectFigures, RowFigures};
 
 /// Positions walked between two reports of progress: about 50 ms.
@@ -26,8 +29,14 @@ const TEMPORARY: &str = "
     CREATE TEMP TABLE recount (name TEXT, hour_ms INTEGER, count INTEGER, PRIMARY KEY (name, hour_ms)) WITHOUT ROWID;
     CREATE TEMP TABLE recount_users (project INTEGER, generation INTEGER, hours INTEGER, start_ms INTEGER, name TEXT,
                                      sketch BLOB, PRIMARY KEY (project, generation, hours, start_ms, name));
+    CREATE TEMP TABLE recount_identification (project INTEGER, generation INTEGER, user_id TEXT, linked_to TEXT,
+        linked_at INTEGER, identified INTEGER, links INTEGER, events INTEGER, first_ms INTEGER, last_ms INTEGER,
+        last_position INTEGER, email TEXT, traits TEXT, refused TEXT, PRIMARY KEY (project, generation, user_id));
     PRAGMA temp.cache_size = -16384;
 ";
+
+/// What the walk makes of the ids that events carry.
+pub(super) const RECOUNT_IDENTIFICATION: &str = "temp.recount_identification";
 
 impl Sqlite {
     pub(in crate::store) async fn audit_figures(
@@ -84,14 +93,17 @@ fn figures(
 fn known_projects(snapshot: &Connection) -> Result<BTreeMap<ProjectId, ProjectFigures>, Error> {
     let mut select = snapshot.prepare(
         "SELECT project.id, name, head.position, received, stored, duplicate, quarantined, rejected,
-                view_live.generation, applied_to, has_users
+                view_live.generation, view_state.applied_to, view_state.has_users, who.generation, who_state.applied_to
          FROM project
          LEFT JOIN head ON head.project = project.id
          LEFT JOIN view_live ON view_live.view = ?1 AND view_live.project = project.id
          LEFT JOIN view_state ON view_state.view = ?1 AND view_state.project = project.id
-                             AND view_state.generation = view_live.generation",
+                             AND view_state.generation = view_live.generation
+         LEFT JOIN view_live AS who ON who.view = ?2 AND who.project = project.id
+         LEFT JOIN view_state AS who_state ON who_state.view = ?2 AND who_state.project = project.id
+                             AND who_state.generation = who.generation",
     )?;
-    let rows = select.query_map([COUNTS], |row| {
+    let rows = select.query_map([COUNTS, View::Identifications.name()], |row| {
         let number = |column| row.get::<_, Option<i64>>(column).map(|value| uint(value.unwrap_or(0)));
         let figures = ProjectFigures {
             name: row.get(1)?,
@@ -109,6 +121,9 @@ fn known_projects(snapshot: &Connection) -> Result<BTreeMap<ProjectId, ProjectFi
             generation: number(8)?,
             applied_to: number(9)?,
             has_users: number(10)? > 0,
+            identified: row.get::<_, Option<i64>>(12)?.is_some(),
+            identified_generation: number(11)?,
+            identified_to: number(12)?,
             ..ProjectFigures::default()
         };
         Ok((ProjectId(row.get(0)?), figures))
@@ -179,10 +194,12 @@ fn walk(
     counters: Option<&(u64, BTreeMap<String, u64>)>,
     report: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
-    snapshot
-        .execute_batch("DELETE FROM temp.seen; DELETE FROM temp.recount; DELETE FROM temp.recount_users")?;
+    snapshot.execute_batch(
+        "DELETE FROM temp.seen; DELETE FROM temp.recount; DELETE FROM temp.recount_users;
+                        DELETE FROM temp.recount_identification",
+    )?;
     let end = (1 << POSITION_BITS) - 1;
-    let mut stops = BTreeSet::from([figures.applied_to.min(end), end]);
+    let mut stops = BTreeSet::from([figures.applied_to.min(end), figures.identified_to.min(end), end]);
     stops.extend(counters.map(|(applied_to, _)| (*applied_to).min(end)));
     let mut after = key(project, 0) - 1;
     for stop in stops {
@@ -191,13 +208,16 @@ fn walk(
             after = last;
         }
         if stop == figures.applied_to {
-            compare_rollup(snapshot, project, figures)?;
-            compare_users(snapshot, project, figures)?;
+            compare::rollup(snapshot, project, figures)?;
+            compare::users(snapshot, project, figures)?;
+        }
+        if stop == figures.identified_to {
+            compare::identifications(snapshot, project, figures)?;
         }
         if let Some((applied_to, per_name)) = counters
             && stop == *applied_to
         {
-            figures.counters_example = compare_counters(snapshot, per_name)?;
+            figures.counters_example = compare::counters(snapshot, per_name)?;
         }
     }
     Ok(())
@@ -246,8 +266,20 @@ fn walk_slice(
     ))?;
     recount.execute([after, last])?;
     if position(last) <= figures.applied_to {
-        let tally = counts::tally(snapshot, after, last)?;
+        let tally = follow::tallied(snapshot, after, last)?;
         users::add(snapshot, "temp.recount_users", project, figures.generation, tally)?;
+    }
+    let mut gathered = after;
+    while position(last) <= figures.identified_to && gathered < last {
+        let (gathering, through) = follow::gather(snapshot, gathered, last)?;
+        identifications::add(
+            snapshot,
+            RECOUNT_IDENTIFICATION,
+            project,
+            figures.identified_generation,
+            gathering,
+        )?;
+        gathered = key(project, through);
     }
     Ok(uint(count))
 }
@@ -274,79 +306,4 @@ fn hidden(snapshot: &Connection, project: ProjectId, after: i64, last: i64) -> R
     );
     let mut select = snapshot.prepare_cached(&sql)?;
     Ok(uint(select.query_row((after, last, project.0), |row| row.get(0))?))
-}
-
-fn compare_rollup(
-    snapshot: &Connection,
-    project: ProjectId,
-    figures: &mut ProjectFigures,
-) -> Result<(), Error> {
-    let parameters = named_params! { ":project": project.0, ":generation": int(figures.generation) };
-    let sum = "SELECT coalesce(sum(count), 0) FROM rollup_counts WHERE project = :project AND generation = :generation";
-    figures.rollup_sum = uint(snapshot.query_row(sum, parameters, |row| row.get(0))?);
-    let mut select = snapshot.prepare(
-        "SELECT name, strftime('%Y-%m-%dT%H:00Z', hour_ms / 1000, 'unixepoch'), sum(rollup), sum(log) FROM (
-             SELECT name, hour_ms, count AS rollup, 0 AS log FROM rollup_counts
-             WHERE project = :project AND generation = :generation
-             UNION ALL SELECT name, hour_ms, 0, count FROM temp.recount)
-         GROUP BY name, hour_ms HAVING sum(rollup) <> sum(log)",
-    )?;
-    let mut rows = select.query(parameters)?;
-    while let Some(row) = rows.next()? {
-        figures.rollup_differences += 1;
-        if figures.rollup_example.is_none() {
-            let (name, hour): (String, Option<String>) = (row.get(0)?, row.get(1)?);
-            let (rollup, log): (i64, i64) = (row.get(2)?, row.get(3)?);
-            let hour = hour.unwrap_or_default();
-            figures.rollup_example = Some(rollup_example(&name, &hour, rollup, log));
-        }
-    }
-    Ok(())
-}
-
-/// Holds the sketches against those of what was counted so far: the same users give the same bytes.
-fn compare_users(
-    snapshot: &Connection,
-    project: ProjectId,
-    figures: &mut ProjectFigures,
-) -> Result<(), Error> {
-    if !figures.has_users {
-        return Ok(());
-    }
-    let columns = "project, generation, hours, start_ms, name, sketch";
-    let only = "WHERE project = :project AND generation = :generation";
-    let mut select = snapshot.prepare(&format!(
-        "SELECT name, hours, strftime('%Y-%m-%dT%H:00Z', start_ms / 1000, 'unixepoch') FROM (
-             SELECT * FROM (SELECT {columns} FROM rollup_users {only} EXCEPT SELECT {columns} FROM temp.recount_users)
-             UNION
-             SELECT * FROM (SELECT {columns} FROM temp.recount_users EXCEPT SELECT {columns} FROM rollup_users {only}))
-         GROUP BY hours, start_ms, name"
-    ))?;
-    let parameters = named_params! { ":project": project.0, ":generation": int(figures.generation) };
-    let mut rows = select.query(parameters)?;
-    while let Some(row) = rows.next()? {
-        figures.users_differences += 1;
-        if figures.users_example.is_none() {
-            let start = row.get::<_, Option<String>>(2)?.unwrap_or_default();
-            figures.users_example = Some(users_example(&row.get::<_, String>(0)?, row.get(1)?, &start));
-        }
-    }
-    Ok(())
-}
-
-/// Returns the first live counter that differs from what was counted so far.
-fn compare_counters(
-    snapshot: &Connection,
-    per_name: &BTreeMap<String, u64>,
-) -> Result<Option<String>, Error> {
-    let mut select = snapshot.prepare("SELECT name, sum(count) FROM temp.recount GROUP BY name")?;
-    let mut rows = select.query([])?;
-    let mut counters = LiveCounters::new(per_name);
-    while let Some(row) = rows.next()? {
-        let differs = counters.differs(&row.get::<_, String>(0)?, row.get(1).map(uint)?);
-        if differs.is_some() {
-            return Ok(differs);
-        }
-    }
-    Ok(counters.differ_in_number())
 }

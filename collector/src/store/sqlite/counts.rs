@@ -1,30 +1,22 @@
 use std::collections::BTreeMap;
 
 use eventbucket_protocol::Timestamp;
-use rusqlite::{Connection, OptionalExtension, named_params, params};
+use rusqlite::{Connection, named_params, params};
 
 use super::append::Head;
 use super::events::CORRECTED_MS;
 use super::job::{Job, Turn};
 use super::projects::require_project;
-use super::{Sqlite, int, key, uint, users};
+use super::{Sqlite, follow, int, rebuild, uint, users};
 use uuid::Uuid;
 
 use crate::insight::Tally;
 use crate::project::ProjectId;
+use crate::store::generations::View;
 use crate::store::{Applied, CountRow, CountTotals, CountsBy, CountsQuery, Error, ViewProgress, ViewState};
 
 /// The view's name in `view_state` and `view_live`.
 pub(super) const COUNTS: &str = "counts";
-
-/// Positions applied in one transaction: 50,000 rows are read in about 50 ms, which an append then waits for at most.
-const STEP_POSITIONS: u64 = 50_000;
-
-/// Rows of an old generation removed in one transaction: about 50 ms.
-const SWEEP_ROWS: u32 = 10_000;
-
-/// Sketches of an old generation removed in one transaction, at most 3 KiB each.
-const SWEEP_SKETCHES: u32 = 2_000;
 
 /// Rows in one answer: 100,000 of 100 B are 10 MB.
 const COUNT_ROWS_MAX: usize = 100_000;
@@ -62,10 +54,7 @@ impl Sqlite {
         project: ProjectId,
         through: u64,
     ) -> Result<Applied, Error> {
-        let apply = move |turn: &mut Turn<'_>| {
-            let state = live_state(turn.connection, project)?;
-            step(turn.connection, project, state, through)
-        };
+        let apply = move |turn: &mut Turn<'_>| follow::apply(turn.connection, project, through);
         self.write(Job::Other, apply).await
     }
 
@@ -84,37 +73,20 @@ impl Sqlite {
     ) -> Result<CountTotals, Error> {
         self.read(move |connection| count_totals(connection, project, names_max)).await
     }
-
-    pub(in crate::store) async fn rebuild_counts(
-        &self,
-        project: ProjectId,
-        progress: impl Fn(u64, u64) + Send,
-    ) -> Result<ViewState, Error> {
-        let begin = move |turn: &mut Turn<'_>| begin_rebuild(turn.connection, project);
-        let generation = self.write(Job::Other, begin).await?;
-        loop {
-            let rebuild = move |turn: &mut Turn<'_>| rebuild_step(turn.connection, project, generation);
-            let done = self.write(Job::Other, rebuild).await?;
-            progress(done.applied_to, done.head);
-            if done.live {
-                break;
-            }
-        }
-        let sweep_some = move |turn: &mut Turn<'_>| sweep(turn.connection, project);
-        while self.write(Job::Other, sweep_some).await? {}
-        self.read(move |connection| live_state(connection, project)).await
-    }
 }
 
 pub(super) fn view_progress(connection: &Connection) -> Result<Vec<ViewProgress>, Error> {
     let mut select = connection.prepare_cached(
-        "SELECT project, generation, applied_to, position
+        "SELECT project, generation, applied_to, position,
+                coalesce((SELECT other.applied_to FROM view_live JOIN view_state AS other USING (view, project, generation)
+                          WHERE view = ?2 AND project = head.project), 0)
          FROM view_live JOIN view_state USING (view, project, generation) JOIN head USING (project)
          WHERE view = ?1 ORDER BY project",
     )?;
-    let rows = select.query_map([COUNTS], |row| {
+    let rows = select.query_map([COUNTS, View::Identifications.name()], |row| {
         let state = ViewState { generation: row.get(1).map(uint)?, applied_to: row.get(2).map(uint)? };
-        Ok(ViewProgress { project: ProjectId(row.get(0)?), state, head: row.get(3).map(uint)? })
+        let (head, identified_to) = (row.get(3).map(uint)?, row.get(4).map(uint)?);
+        Ok(ViewProgress { project: ProjectId(row.get(0)?), state, identified_to, head })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
@@ -129,14 +101,7 @@ pub(super) fn is_behind(
 }
 
 pub(super) fn live_state(connection: &Connection, project: ProjectId) -> Result<ViewState, Error> {
-    let mut select = connection.prepare_cached(
-        "SELECT generation, applied_to FROM view_live JOIN view_state USING (view, project, generation)
-         WHERE view = ?1 AND project = ?2",
-    )?;
-    let state = select.query_row(params![COUNTS, project.0], |row| {
-        Ok(ViewState { generation: row.get(0).map(uint)?, applied_to: row.get(1).map(uint)? })
-    });
-    if let Some(state) = state.optional()? {
+    if let Some(state) = rebuild::live_state(connection, View::Counts, project)? {
         return Ok(state);
     }
     // A project comes with a generation; without one its rows were tampered with.
@@ -144,20 +109,13 @@ pub(super) fn live_state(connection: &Connection, project: ProjectId) -> Result<
     Err(Error::CountsMissing(project))
 }
 
-/// Adds what lies behind a generation's `applied_to` to it, and moves `applied_to`.
-pub(super) fn step(
+/// Adds what was tallied to a generation.
+pub(super) fn add(
     connection: &Connection,
     project: ProjectId,
-    state: ViewState,
-    through: u64,
-) -> Result<Applied, Error> {
-    let ViewState { generation, applied_to: from } = state;
-    let head = Head::read(connection, project)?.position;
-    let through = through.min(head).min(from.saturating_add(STEP_POSITIONS));
-    if through <= from {
-        return Ok(Applied { generation, from, through: from, per_name: Vec::new() });
-    }
-    let tally = tally(connection, key(project, from), key(project, through))?;
+    generation: u64,
+    tally: Tally,
+) -> Result<(), Error> {
     let mut upsert = connection.prepare_cached(
         "INSERT INTO rollup_counts (project, generation, name, hour_ms, count) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT DO UPDATE SET count = count + excluded.count",
@@ -165,29 +123,7 @@ pub(super) fn step(
     for (name, hour_ms, count) in tally.counts() {
         upsert.execute(params![project.0, int(generation), name, hour_ms, int(count)])?;
     }
-    let per_name = tally.per_name();
-    users::add(connection, "rollup_users", project, generation, tally)?;
-    let mut update = connection.prepare_cached(
-        "UPDATE view_state SET applied_to = ?4 WHERE view = ?1 AND project = ?2 AND generation = ?3",
-    )?;
-    update.execute(params![COUNTS, project.0, int(generation), int(through)])?;
-    Ok(Applied { generation, from, through, per_name })
-}
-
-/// Counts the rows behind a key, up to another, from the table itself.
-pub(super) fn tally(connection: &Connection, after: i64, last: i64) -> Result<Tally, Error> {
-    let mut select = connection.prepare_cached(&format!(
-        "SELECT name, {}, user FROM event NOT INDEXED WHERE key > ?1 AND key <= ?2",
-        hour_sql()
-    ))?;
-    let mut tally = Tally::default();
-    let mut rows = select.query([after, last])?;
-    while let Some(row) = rows.next()? {
-        let name = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
-        let user = row.get_ref(2)?.as_bytes_or_null().map_err(rusqlite::Error::from)?;
-        tally.add(name, row.get(1)?, 1, user);
-    }
-    Ok(tally)
+    users::add(connection, "rollup_users", project, generation, tally)
 }
 
 fn counts(connection: &Connection, project: ProjectId, query: &CountsQuery) -> Result<Vec<CountRow>, Error> {
@@ -243,113 +179,4 @@ pub(super) fn count_totals(
         per_name.insert(row.get(0)?, row.get(1).map(uint)?);
     }
     Ok(CountTotals { state, per_name, complete: true })
-}
-
-/// How far a rebuild has come.
-pub(super) struct Rebuilt {
-    pub(super) applied_to: u64,
-    pub(super) head: u64,
-    pub(super) live: bool,
-}
-
-/// Makes the next generation, or goes on with one that was left unfinished: its `applied_to` says what it contains.
-pub(super) fn begin_rebuild(connection: &Connection, project: ProjectId) -> Result<u64, Error> {
-    let live = match live_state(connection, project) {
-        Err(Error::CountsMissing(_)) => mend(connection, project)?,
-        found => found?,
-    };
-    let unfinished: Option<i64> = connection.query_row(
-        "SELECT max(generation) FROM view_state WHERE view = ?1 AND project = ?2 AND generation > ?3",
-        params![COUNTS, project.0, int(live.generation)],
-        |row| row.get(0),
-    )?;
-    if let Some(generation) = unfinished {
-        return Ok(uint(generation));
-    }
-    let generation = live.generation + 1;
-    // Nobody has made this generation yet; rows of it could only be left over from what somebody removed by hand.
-    for rollup in ["rollup_counts", "rollup_users"] {
-        connection.execute(
-            &format!("DELETE FROM {rollup} WHERE project = ?1 AND generation >= ?2"),
-            params![project.0, int(generation)],
-        )?;
-    }
-    connection.execute(
-        "INSERT INTO view_state (view, project, generation, applied_to, has_users) VALUES (?1, ?2, ?3, 0, 1)",
-        params![COUNTS, project.0, int(generation)],
-    )?;
-    Ok(generation)
-}
-
-/// Makes the highest generation there is the live one, or else an empty first one, so that a rebuild has one to replace.
-fn mend(connection: &Connection, project: ProjectId) -> Result<ViewState, Error> {
-    let highest: Option<i64> = connection.query_row(
-        "SELECT max(generation) FROM view_state WHERE view = ?1 AND project = ?2 AND generation > 0",
-        params![COUNTS, project.0],
-        |row| row.get(0),
-    )?;
-    if highest.is_none() {
-        connection
-            .execute("INSERT INTO view_state VALUES (?1, ?2, 1, 0, 1)", params![COUNTS, project.0])
-            .and_then(|_| connection.execute("DELETE FROM rollup_counts WHERE project = ?1", [project.0]))
-            .and_then(|_| connection.execute("DELETE FROM rollup_users WHERE project = ?1", [project.0]))?;
-    }
-    connection.execute(
-        "INSERT OR REPLACE INTO view_live VALUES (?1, ?2, ?3)",
-        params![COUNTS, project.0, highest.unwrap_or(1)],
-    )?;
-    live_state(connection, project)
-}
-
-/// One step of a rebuild. The step that reaches the head makes the generation the live one: in the writer's transaction
-/// nothing can be appended in between. Two rebuilds at a time share the generation and finish together.
-pub(super) fn rebuild_step(
-    connection: &Connection,
-    project: ProjectId,
-    generation: u64,
-) -> Result<Rebuilt, Error> {
-    let live = live_state(connection, project)?;
-    let head = Head::read(connection, project)?.position;
-    if live.generation >= generation {
-        return Ok(Rebuilt { applied_to: live.applied_to, head, live: true });
-    }
-    let applied_to: i64 = connection.query_row(
-        "SELECT applied_to FROM view_state WHERE view = ?1 AND project = ?2 AND generation = ?3",
-        params![COUNTS, project.0, int(generation)],
-        |row| row.get(0),
-    )?;
-    let state = ViewState { generation, applied_to: uint(applied_to) };
-    let applied_to = step(connection, project, state, head)?.through;
-    let live = applied_to == head;
-    if live {
-        connection.execute(
-            "UPDATE view_live SET generation = ?3 WHERE view = ?1 AND project = ?2",
-            params![COUNTS, project.0, int(generation)],
-        )?;
-    }
-    Ok(Rebuilt { applied_to, head, live })
-}
-
-/// Removes some of the rows of generations older than the live one; says whether there may be more.
-pub(super) fn sweep(connection: &Connection, project: ProjectId) -> Result<bool, Error> {
-    let live = int(live_state(connection, project)?.generation);
-    let removed = connection.execute(
-        "DELETE FROM rollup_counts WHERE (project, generation, name, hour_ms) IN (
-             SELECT project, generation, name, hour_ms FROM rollup_counts
-             WHERE project = ?1 AND generation < ?2 LIMIT ?3)",
-        params![project.0, live, SWEEP_ROWS],
-    )?;
-    let sketches = connection.execute(
-        "DELETE FROM rollup_users WHERE rowid IN (
-             SELECT rowid FROM rollup_users WHERE project = ?1 AND generation < ?2 LIMIT ?3)",
-        params![project.0, live, SWEEP_SKETCHES],
-    )?;
-    if removed + sketches > 0 {
-        return Ok(true);
-    }
-    connection.execute(
-        "DELETE FROM view_state WHERE view = ?1 AND project = ?2 AND generation < ?3",
-        params![COUNTS, project.0, live],
-    )?;
-    Ok(false)
 }

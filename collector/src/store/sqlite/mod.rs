@@ -6,14 +6,23 @@ mod append;
 /// The walks of an audit.
 mod audit;
 
+/// What an audit holds the views against.
+mod compare;
+
 /// The view "counts".
 mod counts;
 
 /// Reads the log.
 mod events;
 
+/// One read of the log for all views.
+mod follow;
+
 /// The jobs that share a transaction.
 mod group;
+
+/// The view "identifications": who the users are.
+mod identifications;
 
 /// What is done within a transaction of the writer.
 mod job;
@@ -36,8 +45,14 @@ mod page;
 /// Where the files were when they were opened.
 mod place;
 
+/// Reads the view "identifications".
+mod profiles;
+
 /// A few read connections.
 mod readers;
+
+/// New generations of the views.
+mod rebuild;
 
 /// A log whose every call is one step, for simulations.
 #[cfg(test)]

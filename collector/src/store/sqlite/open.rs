@@ -17,11 +17,12 @@ const APPLICATION_ID: i64 = 0x4576_4275;
 
 /// What upgrades a file from version N to N + 1 stands at index N. A migration that changes how a view is computed also
 /// removes its unfinished generations, which a rebuild would go on with.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../../../migrations/sqlite/0001_first.sql"),
     include_str!("../../../migrations/sqlite/0002_users.sql"),
     include_str!("../../../migrations/sqlite/0003_usage.sql"),
     include_str!("../../../migrations/sqlite/0004_limits.sql"),
+    include_str!("../../../migrations/sqlite/0005_identifications.sql"),
 ];
 
 /// The schema this program writes.

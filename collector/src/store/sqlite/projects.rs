@@ -1,12 +1,12 @@
 use eventbucket_protocol::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::counts::COUNTS;
 use super::job::{Job, Turn};
 use super::{PROJECT_MAX, Sqlite, uint};
 use crate::project::{
     AccountId, Grant, KeyHash, KeyKind, LimitsChange, NewKey, OwnLimits, Project, ProjectId, Standing,
 };
+use crate::store::generations::View;
 use crate::store::projects::{check_name, kind_text, limit_number, limit_of, new_key, now};
 use crate::store::{Error, NewProject};
 
@@ -126,7 +126,7 @@ impl Sqlite {
     }
 }
 
-/// A project comes with everything that is counted for it: an empty log and an empty first generation of the counts.
+/// A project comes with everything that is counted for it: an empty log and an empty first generation of each view.
 pub(super) fn insert_project(
     connection: &Connection,
     account: AccountId,
@@ -145,8 +145,10 @@ pub(super) fn insert_project(
         return Err(Error::TooManyProjects);
     }
     connection.execute("INSERT INTO head VALUES (?1, 0, 0, 0, 0, 0, 0)", [id])?;
-    connection.execute("INSERT INTO view_state VALUES (?1, ?2, 1, 0, 1)", params![COUNTS, id])?;
-    connection.execute("INSERT INTO view_live VALUES (?1, ?2, 1)", params![COUNTS, id])?;
+    for view in View::ALL {
+        connection.execute("INSERT INTO view_state VALUES (?1, ?2, 1, 0, 1)", params![view.name(), id])?;
+        connection.execute("INSERT INTO view_live VALUES (?1, ?2, 1)", params![view.name(), id])?;
+    }
     Ok(ProjectId(id))
 }
 

@@ -10,9 +10,10 @@ use uuid::Uuid;
 
 use super::append::{self, Head};
 use super::job::Turn;
-use super::{counts, events, int, open, page, projects, uint};
+use super::{counts, events, follow, int, open, page, projects, rebuild, uint};
 use crate::bus::message::ValidBatch;
 use crate::project::{AccountId, ProjectId};
+use crate::store::generations::View;
 use crate::store::projects::now;
 use crate::store::{
     Appended, Applied, CountTotals, Error, EventFilter, EventOrder, Ledger, StoredEvent, ViewProgress,
@@ -134,10 +135,7 @@ impl Scratch {
     }
 
     pub(crate) fn apply_counts(&mut self, project: ProjectId, through: u64) -> Result<Applied, Error> {
-        self.write(|turn| {
-            let state = counts::live_state(turn.connection, project)?;
-            counts::step(turn.connection, project, state, through)
-        })
+        self.write(|turn| follow::apply(turn.connection, project, through))
     }
 
     pub(crate) fn went_back(
@@ -158,17 +156,17 @@ impl Scratch {
     }
 
     pub(crate) fn begin_rebuild(&mut self, project: ProjectId) -> Result<u64, Error> {
-        self.write(|turn| counts::begin_rebuild(turn.connection, project))
+        self.write(|turn| rebuild::begin(turn.connection, View::Counts, project))
     }
 
     /// Says whether the generation is live.
     pub(crate) fn rebuild_step(&mut self, project: ProjectId, generation: u64) -> Result<bool, Error> {
-        self.write(|turn| Ok(counts::rebuild_step(turn.connection, project, generation)?.live))
+        self.write(|turn| Ok(rebuild::step(turn.connection, View::Counts, project, generation)?.live))
     }
 
     /// Says whether there may be more to sweep.
     pub(crate) fn sweep(&mut self, project: ProjectId) -> Result<bool, Error> {
-        self.write(|turn| counts::sweep(turn.connection, project))
+        self.write(|turn| rebuild::sweep(turn.connection, View::Counts, project))
     }
 
     /// Says whether an event is in the log.

@@ -32,8 +32,8 @@ pub(super) fn reference(snapshot: &Connection) -> Result<Option<String>, Error> 
 }
 
 /// Tables whose rows belong to a project, without a foreign key to say so.
-const OF_A_PROJECT: [&str; 6] =
-    ["event_block", "ranges", "usage", "view_state", "view_live", "rollup_counts"];
+const OF_A_PROJECT: [&str; 7] =
+    ["event_block", "ranges", "usage", "view_state", "view_live", "rollup_counts", "identification"];
 
 /// Holds the schema against a new one. What people added to look faster, an index or a table of theirs, is left alone; a
 /// trigger changes what is written.

@@ -87,11 +87,11 @@ impl Follower {
                 self.resets.shut();
             }
         }
-        for ViewProgress { project, state, head } in progress {
-            self.applied.insert(project, (epoch, state.applied_to));
-            if state.applied_to < head {
-                let work = self.work(project);
-                work.through = work.through.max(head);
+        for of in progress {
+            self.applied.insert(of.project, (epoch, of.applied_to()));
+            if of.applied_to() < of.head {
+                let work = self.work(of.project);
+                work.through = work.through.max(of.head);
             }
         }
         Ok(())
@@ -129,14 +129,18 @@ impl Follower {
         // The epoch is that of before the step: a log restored after it has another one, whose counters may stand where this
         // step began.
         let applied = store.apply_counts(project, through).await?;
-        self.applied.insert(project, (epoch, applied.through));
-        if applied.through == applied.from {
+        let identified = applied.identified;
+        let reached = applied.through.min(identified.through);
+        self.applied.insert(project, (epoch, reached));
+        let counts_moved = applied.through > applied.from;
+        // What stands still is somebody else's for now, and is found again by the next look.
+        if reached < through && (counts_moved || identified.through > identified.from) {
+            self.work(project).through = through;
+        }
+        if !counts_moved {
             return Ok(());
         }
         let counted = cache.count_up(project, epoch, &applied).await;
-        if applied.through < through {
-            self.work(project).through = through;
-        }
         match counted {
             Ok(true) => {}
             Ok(false) => self.work(project).reset = true,

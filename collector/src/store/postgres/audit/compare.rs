@@ -6,7 +6,8 @@ use tokio_postgres::types::ToSql;
 
 use super::walk::Walk;
 use crate::store::Error;
-use crate::store::audit::{LiveCounters, rollup_example, users_example};
+use crate::store::audit::{LiveCounters, identification_example, rollup_example, users_example};
+use crate::store::generations::View;
 use crate::store::postgres::{int, project_number, uint};
 
 /// The views against what was counted so far.
@@ -32,6 +33,33 @@ impl Walk<'_> {
                 let (hours, start): (i16, Option<&str>) = (row.try_get(1)?, row.try_get(2)?);
                 let start = start.unwrap_or_default();
                 self.figures.users_example = Some(users_example(row.try_get(0)?, hours.into(), start));
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds what is kept of every id against what the walk made of it, byte for byte.
+    pub(super) async fn compare_identifications(&mut self) -> Result<(), Error> {
+        if !self.figures.identified {
+            return Ok(());
+        }
+        let only = "WHERE project = $1 AND generation = $2";
+        let table = &View::Identifications.tables()[0];
+        let columns = format!("{}, {}", table.key, table.values);
+        let select = format!(
+            "SELECT user_id
+             FROM ((SELECT {columns} FROM identification {only} EXCEPT SELECT {columns} FROM audit_identification {only})
+                   UNION (SELECT {columns} FROM audit_identification {only} EXCEPT SELECT {columns} FROM identification {only}))
+                  AS other
+             GROUP BY user_id ORDER BY user_id"
+        );
+        let generation = int(self.figures.identified_generation);
+        let values: [&(dyn ToSql + Sync); 2] = [&project_number(self.project), &generation];
+        let mut rows = pin!(self.lease.query_raw(&select, values).await?);
+        while let Some(row) = rows.try_next().await? {
+            self.figures.identification_differences += 1;
+            if self.figures.identification_example.is_none() {
+                self.figures.identification_example = Some(identification_example(row.try_get(0)?));
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use super::{Postgres, project_id, soundness, uint};
 use crate::project::ProjectId;
 use crate::store::audit::RangeRow;
 use crate::store::batches::BatchPart;
+use crate::store::generations::View;
 use crate::store::{AuditFigures, CountersToCheck, Error, ProjectFigures};
 use walk::Walk;
 
@@ -28,7 +29,8 @@ const TEMPORARY: &str = "
     CREATE TEMP TABLE audit_recount (
         name text COLLATE \"C\", hour_ms bigint, count bigint NOT NULL, PRIMARY KEY (name, hour_ms)
     );
-    CREATE TEMP TABLE audit_users (LIKE rollup_users INCLUDING STORAGE INCLUDING INDEXES)";
+    CREATE TEMP TABLE audit_users (LIKE rollup_users INCLUDING STORAGE INCLUDING INDEXES);
+    CREATE TEMP TABLE audit_identification (LIKE identification INCLUDING DEFAULTS INCLUDING INDEXES)";
 
 impl Postgres {
     pub(in crate::store) async fn audit_figures(
@@ -76,8 +78,13 @@ async fn figures(
     progress(done, total);
     for (project, figures) in &mut projects {
         let of_project = segments.get(project).cloned().unwrap_or_default();
-        let mut walk =
-            Walk { lease: &mut *lease, project: *project, figures, reference: &mut reference, sealed: 0 };
+        let mut walk = Walk {
+            lease: &mut *lease,
+            project: *project,
+            figures,
+            reference: &mut reference,
+            sealed: [0; 2],
+        };
         let mut report = |rows| {
             done += rows;
             progress(done, total);
@@ -96,12 +103,15 @@ async fn read_heads(
     projects: &mut BTreeMap<ProjectId, ProjectFigures>,
 ) -> Result<(), Error> {
     let select = "SELECT head.project, position, received, stored, duplicate, quarantined, rejected,
-                view_live.generation, applied_to, dropped, has_users
+                view_live.generation, view_state.applied_to, dropped, view_state.has_users, who.generation, who_state.applied_to
          FROM head
          LEFT JOIN view_live ON view_live.view = $1 AND view_live.project = head.project
          LEFT JOIN view_state ON view_state.view = $1 AND view_state.project = head.project
-                             AND view_state.generation = view_live.generation";
-    for row in lease.query(select, &[&COUNTS]).await? {
+                             AND view_state.generation = view_live.generation
+         LEFT JOIN view_live AS who ON who.view = $2 AND who.project = head.project
+         LEFT JOIN view_state AS who_state ON who_state.view = $2 AND who_state.project = head.project
+                             AND who_state.generation = who.generation";
+    for row in lease.query(select, &[&COUNTS, &View::Identifications.name()]).await? {
         let figures = projects.entry(project_id(row.try_get(0)?)).or_default();
         let number =
             |column| -> Result<u64, Error> { Ok(row.try_get::<_, Option<i64>>(column)?.map_or(0, uint)) };
@@ -112,11 +122,13 @@ async fn read_heads(
         (figures.generation, figures.applied_to) = (number(7)?, number(8)?);
         figures.rows.dropped = number(9)?;
         figures.has_users = row.try_get::<_, Option<bool>>(10)?.unwrap_or(false);
+        figures.identified = row.try_get::<_, Option<i64>>(12)?.is_some();
+        (figures.identified_generation, figures.identified_to) = (number(11)?, number(12)?);
     }
     // A project's head is made with its first use; one without any has nothing to check.
     for figures in projects.values_mut().filter(|figures| !figures.head_known) {
         (figures.head_known, figures.live, figures.generation) = (true, true, 1);
-        figures.has_users = true;
+        (figures.has_users, figures.identified, figures.identified_generation) = (true, true, 1);
     }
     Ok(())
 }

@@ -5,11 +5,12 @@ use futures_util::TryStreamExt;
 use tokio_postgres::types::ToSql;
 
 use crate::project::ProjectId;
-use crate::store::postgres::counts::{COUNTS, TALLY, read_tally};
+use crate::store::generations::View;
+use crate::store::postgres::counts::{TALLY, read_tally};
 use crate::store::postgres::events::{COLUMNS, POSITION_MAX, read_event};
 use crate::store::postgres::pool::Lease;
 use crate::store::postgres::segments::spans;
-use crate::store::postgres::{BLOCK_BITS, int, project_number, uint, users};
+use crate::store::postgres::{BLOCK_BITS, identifications, int, project_number, uint, users};
 use crate::store::{Error, ProjectFigures, RowFigures, StoredEvent};
 
 /// Positions walked between two reports of progress: about 100 ms.
@@ -21,8 +22,8 @@ pub(super) struct Walk<'w> {
     pub(super) project: ProjectId,
     pub(super) figures: &'w mut ProjectFigures,
     pub(super) reference: &'w mut Option<String>,
-    /// Through where generation 0 counts: rows up to there are about to be dropped, and are not counted once more.
-    pub(super) sealed: u64,
+    /// Through where generation 0 of each view goes: rows up to there are about to be dropped, and are not taken once more.
+    pub(super) sealed: [u64; 2],
 }
 
 impl Walk<'_> {
@@ -36,7 +37,8 @@ impl Walk<'_> {
     ) -> Result<(), Error> {
         let number = project_number(self.project);
         self.begin().await?;
-        let mut stops = BTreeSet::from([self.sealed, self.figures.applied_to, POSITION_MAX]);
+        let mut stops = BTreeSet::from([self.figures.applied_to, self.figures.identified_to, POSITION_MAX]);
+        stops.extend(self.sealed);
         stops.extend(counters.map(|(applied_to, _)| *applied_to));
         let mut after = 0;
         for stop in stops {
@@ -51,6 +53,9 @@ impl Walk<'_> {
             if stop == self.figures.applied_to {
                 self.compare_rollup().await?;
                 self.compare_users().await?;
+            }
+            if stop == self.figures.identified_to {
+                self.compare_identifications().await?;
             }
             if let Some((applied_to, per_name)) = counters
                 && stop == *applied_to
@@ -97,8 +102,12 @@ impl Walk<'_> {
         );
         rows.hidden += uint(self.lease.query_one(&sql, &values).await?.try_get(0)?);
         self.look_for_identities(segment, window, &values).await?;
-        if last > self.sealed {
+        let [counted, identified] = self.sealed;
+        if last > counted {
             self.recount(segment, window, &values, last).await?;
+        }
+        if last > identified && last <= self.figures.identified_to {
+            self.identify(segment, after, last).await?;
         }
         Ok(count)
     }
@@ -128,19 +137,43 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// Makes of the ids in a slice what the view should.
+    async fn identify(&mut self, segment: i32, after: u64, last: u64) -> Result<(), Error> {
+        let mut gathered = after;
+        while gathered < last {
+            let found = identifications::gather(self.lease, self.project, segment, gathered, last).await?;
+            let (gathering, through) = found;
+            let generation = self.figures.identified_generation;
+            identifications::add(self.lease, "audit_identification", self.project, generation, gathering)
+                .await?;
+            gathered = through;
+        }
+        Ok(())
+    }
+
     /// Begins with what was sealed in generation 0: what was dropped, and what a drop that failed left behind.
     async fn begin(&mut self) -> Result<(), Error> {
-        self.lease.batch_execute("DELETE FROM audit_recount; DELETE FROM audit_users").await?;
+        let clear = "DELETE FROM audit_recount; DELETE FROM audit_users; DELETE FROM audit_identification";
+        self.lease.batch_execute(clear).await?;
         let number = project_number(self.project);
         let through = "SELECT coalesce(max(applied_to), 0) FROM view_state
              WHERE view = $1 AND project = $2 AND generation = 0";
-        self.sealed = uint(self.lease.query_one(through, &[&COUNTS, &number]).await?.try_get(0)?);
+        for (sealed, view) in self.sealed.iter_mut().zip(View::ALL) {
+            *sealed = uint(self.lease.query_one(through, &[&view.name(), &number]).await?.try_get(0)?);
+        }
         let sealed = "INSERT INTO audit_recount SELECT name, hour_ms, count FROM rollup_counts
              WHERE project = $1 AND generation = 0";
         self.lease.execute(sealed, &[&number]).await?;
         let sealed = "INSERT INTO audit_users (project, generation, hours, start_ms, name, sketch)
              SELECT project, $2, hours, start_ms, name, sketch FROM rollup_users WHERE project = $1 AND generation = 0";
         self.lease.execute(sealed, &[&number, &int(self.figures.generation)]).await?;
+        let table = &View::Identifications.tables()[0];
+        let columns = format!("{}, {}", table.key, table.values);
+        let sealed = format!(
+            "INSERT INTO audit_identification (project, generation, {columns})
+             SELECT project, $2, {columns} FROM identification WHERE project = $1 AND generation = 0"
+        );
+        self.lease.execute(&sealed, &[&number, &int(self.figures.identified_generation)]).await?;
         Ok(())
     }
 
