@@ -17,7 +17,7 @@ use super::limits::DOCUMENT_BYTES_MAX;
 use super::problem::{Cause, Refusal};
 use super::{State, body, decode, key, reply};
 use crate::project::{Grant, KeyKind, LimitsChange, OwnLimits, Project, ProjectId};
-use crate::query::{self, ChangedLimits, Node, RotatedKey};
+use crate::query::{self, ChangedLimits, Node, Rebuilt, RotatedKey};
 
 /// When to ask again while another audit or rebuild runs.
 const LONG_WORK_RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
@@ -204,6 +204,13 @@ struct RebuiltDocument {
     view: &'static str,
     generation: u64,
     applied_to: u64,
+    identifications: GenerationDocument,
+}
+
+#[derive(Serialize)]
+struct GenerationDocument {
+    generation: u64,
+    applied_to: u64,
 }
 
 /// `POST /v1/rebuild`
@@ -213,9 +220,10 @@ pub(super) async fn rebuild(
 ) -> Result<Response, Refusal> {
     let grant = key::reader(&edge, &headers).await?;
     let _turn = turn(&edge)?;
-    let state = edge.query.rebuild(grant.project).await?;
-    let document =
-        RebuiltDocument { view: "counts", generation: state.generation, applied_to: state.applied_to };
+    let Rebuilt { counts, identifications: who } = edge.query.rebuild(grant.project).await?;
+    let identifications = GenerationDocument { generation: who.generation, applied_to: who.applied_to };
+    let (generation, applied_to) = (counts.generation, counts.applied_to);
+    let document = RebuiltDocument { view: "counts", generation, applied_to, identifications };
     Ok(reply::json(StatusCode::OK, &document))
 }
 

@@ -42,6 +42,9 @@ mod parameters;
 /// Whether the collector can work, and its figures.
 mod health;
 
+/// Who the users are, and what they did.
+mod users;
+
 /// Who is asking, behind proxies.
 mod client;
 
@@ -143,6 +146,11 @@ fn reading() -> Router<State> {
         .route("/v1/events/{id}", get(read::event))
         .route("/v1/events/by-id", get(read::event_by_parameter))
         .route("/v1/counts", get(read::counts))
+        .route("/v1/users", get(users::list))
+        .route("/v1/users/{id}", get(users::show))
+        .route("/v1/users/{id}/events", get(users::timeline))
+        .route("/v1/users/by-id", get(users::show_by_parameter))
+        .route("/v1/users/by-id/events", get(users::timeline_by_parameter))
         .route("/v1/projects", get(manage::projects).post(manage::create_project))
         .route("/v1/projects/{id}/keys/rotate", post(manage::rotate_key))
         .route("/v1/projects/{id}/limits", patch(manage::set_limits))

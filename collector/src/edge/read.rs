@@ -12,12 +12,12 @@ use super::problem::{Cause, Refusal};
 use super::{State, key, reply};
 use crate::project::Grant;
 use crate::query::{
-    self, BatchRecord, CountRow, CountsBy, CountsQuery, EventFilter, EventShape, EventsQuery, LIMIT_DEFAULT,
-    Order, WAIT_S_MAX,
+    self, BatchRecord, CountRow, CountsBy, CountsQuery, EventFilter, EventShape, EventsPage, EventsQuery,
+    LIMIT_DEFAULT, Order, WAIT_S_MAX,
 };
 
 #[derive(Serialize)]
-struct EventsDocument<'a> {
+pub(super) struct EventsDocument<'a> {
     events: Vec<EventShape<'a>>,
     /// The cursor of the next page, null on the last.
     next: Option<String>,
@@ -25,6 +25,17 @@ struct EventsDocument<'a> {
     through: u64,
     /// When the event arrived that was looked at last.
     looked_to: Option<Timestamp>,
+}
+
+impl<'a> From<&'a EventsPage> for EventsDocument<'a> {
+    fn from(page: &'a EventsPage) -> Self {
+        Self {
+            events: page.events.iter().map(EventShape::from).collect(),
+            next: page.next.map(|cursor| cursor.to_string()),
+            through: page.through,
+            looked_to: page.looked_to,
+        }
+    }
 }
 
 /// `GET /v1/events`
@@ -55,13 +66,7 @@ pub(super) async fn events(
         unless_draining(&edge, edge.query.log_reaches(grant.project, at_least)).await?;
     }
     let page = edge.query.events(grant.project, query).await?;
-    let document = EventsDocument {
-        events: page.events.iter().map(EventShape::from).collect(),
-        next: page.next.map(|cursor| cursor.to_string()),
-        through: page.through,
-        looked_to: page.looked_to,
-    };
-    Ok(reply::json(StatusCode::OK, &document))
+    Ok(reply::json(StatusCode::OK, &EventsDocument::from(&page)))
 }
 
 /// Waits for something to be reached. A process that stops holds up nobody: another one answers.

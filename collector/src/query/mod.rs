@@ -1,4 +1,4 @@
-//! Reading back: events, counts, the live tail, projects, audits. Everything is read for one project, the one a key belongs
+//! Reading back: events, counts, users, the live tail, projects, audits. Everything is read for one project, the one a key belongs
 //! to; nothing here can name another.
 
 /// Pages of events, and one event.
@@ -15,6 +15,9 @@ mod shape;
 
 /// How many events there are.
 mod counts;
+
+/// Who the users are, and what they did.
+mod identifications;
 
 /// What became of a batch.
 mod batches;
@@ -43,7 +46,7 @@ use crate::store::Store;
 
 pub use crate::cache::Node;
 pub use crate::store::{
-    BadCondition, BatchRecord, Condition, CountsBy, CountsQuery, EventFilter, Ledger, StoredEvent,
+    BadCondition, BatchRecord, Condition, CountsBy, CountsQuery, EventFilter, Ledger, StoredEvent, UserLookup,
 };
 pub use audit::audit;
 pub use batches::WAIT_S_MAX;
@@ -52,7 +55,8 @@ pub use cursor::Cursor;
 pub use dead_letters::{LetterDeed, LetterShape, LettersPage, WholeLetterShape};
 pub use error::Error;
 pub use events::{EventsPage, EventsQuery, LIMIT_DEFAULT, LIMIT_MAX, Order};
-pub use projects::{ChangedLimits, RotatedKey};
+pub use identifications::{UserProfileShape, UserShape, UsersPage, UsersQuery};
+pub use projects::{ChangedLimits, Rebuilt, RotatedKey};
 pub use shape::EventShape;
 pub use tail::Tail;
 

@@ -22,6 +22,15 @@ pub struct ChangedLimits {
     pub told: bool,
 }
 
+/// The views of a project that were computed again.
+#[derive(Clone, Copy, Debug)]
+pub struct Rebuilt {
+    /// How many events and users there are.
+    pub counts: ViewState,
+    /// Who the users are.
+    pub identifications: ViewState,
+}
+
 impl Reader {
     /// Lists the projects of an account.
     ///
@@ -68,12 +77,15 @@ impl Reader {
         Ok(ChangedLimits { limits, told })
     }
 
-    /// Computes the counts of a project again from its log, beside the live ones, and switches over.
+    /// Computes the views of a project again from its log, beside the live ones, and switches over: the counts, then the
+    /// identifications.
     ///
     /// # Errors
-    /// When the store can't be written; the live counts stay then.
-    pub async fn rebuild(&self, project: ProjectId) -> Result<ViewState, Error> {
-        Ok(self.store.rebuild_counts(project, |_, _| {}).await?)
+    /// When the store can't be written; the live views stay then.
+    pub async fn rebuild(&self, project: ProjectId) -> Result<Rebuilt, Error> {
+        let counts = self.store.rebuild_counts(project, |_, _| {}).await?;
+        let identifications = self.store.rebuild_identifications(project, |_, _| {}).await?;
+        Ok(Rebuilt { counts, identifications })
     }
 
     /// Audits everything, and returns what concerns one project and the store as a whole.
