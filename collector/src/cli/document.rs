@@ -1,12 +1,14 @@
 //! What travels between source and output: the API's documents. A data folder gives the same ones as a collector does, so
 //! a program that reads `--json` needn't know which it was.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::project::{KeyKind, OwnLimits, Project, ProjectId};
 use crate::query::audit::Audit;
-use crate::query::{Counts, EventShape, EventsPage, LetterShape};
+use crate::query::{Counts, EventShape, EventsPage, LetterShape, Rebuilt, UserProfileShape, UsersPage};
 use crate::store::{Backup, NewProject, Restored, StoredEvent};
 
 /// An event of the log.
@@ -191,12 +193,82 @@ pub(super) struct CheckDocument {
     pub detail: String,
 }
 
-/// Counts that were computed anew.
+/// Views that were computed anew: the counts and, unless the collector is of an earlier version, the identifications.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RebuildDocument {
     pub view: String,
     pub generation: u64,
     pub applied_to: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identifications: Option<GenerationDocument>,
+}
+
+/// The generation of a view that is live.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct GenerationDocument {
+    pub generation: u64,
+    pub applied_to: u64,
+}
+
+/// A page of users.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct UsersDocument {
+    pub users: Vec<UserDocument>,
+    /// What `--cursor` takes for the next page.
+    pub next: Option<String>,
+    pub applied_to: u64,
+    pub position: u64,
+}
+
+/// A user as lists show it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct UserDocument {
+    pub id: String,
+    pub identified: bool,
+    pub email: Option<String>,
+    pub events: u64,
+    pub first_seen: String,
+    pub last_seen: String,
+    pub links: u64,
+}
+
+/// Everything that is known of a user.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct UserProfileDocument {
+    pub id: String,
+    pub identified: bool,
+    pub email: Option<String>,
+    pub events: u64,
+    pub first_seen: String,
+    pub last_seen: String,
+    pub links: u64,
+    pub traits: BTreeMap<String, TraitDocument>,
+    pub ids: Vec<LinkedDocument>,
+    pub refused: Vec<RefusalDocument>,
+}
+
+/// What a user is said to be.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct TraitDocument {
+    pub value: Box<RawValue>,
+    pub time: Option<String>,
+    pub position: u64,
+}
+
+/// An id that is linked to a user.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct LinkedDocument {
+    pub id: String,
+    pub position: u64,
+}
+
+/// What was said of a user and not taken.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct RefusalDocument {
+    pub reason: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    pub position: u64,
 }
 
 /// Goes through the text of the API's own shape, so that both sources give the same document.
@@ -244,5 +316,30 @@ impl From<NewProject> for NewProjectDocument {
 impl From<Audit> for AuditDocument {
     fn from(audit: Audit) -> Self {
         Self { projects: through_json(&audit.projects), store: through_json(&audit.store) }
+    }
+}
+
+impl From<UsersPage> for UsersDocument {
+    fn from(page: UsersPage) -> Self {
+        through_json(&page)
+    }
+}
+
+impl From<UserProfileShape> for UserProfileDocument {
+    fn from(profile: UserProfileShape) -> Self {
+        through_json(&profile)
+    }
+}
+
+impl From<Rebuilt> for RebuildDocument {
+    fn from(rebuilt: Rebuilt) -> Self {
+        let Rebuilt { counts, identifications: who } = rebuilt;
+        let who = GenerationDocument { generation: who.generation, applied_to: who.applied_to };
+        Self {
+            view: "counts".to_owned(),
+            generation: counts.generation,
+            applied_to: counts.applied_to,
+            identifications: Some(who),
+        }
     }
 }

@@ -149,7 +149,7 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
         .ok_or_else(|| "write a time with its zone, like 2026-01-31T12:00:00Z".to_owned())
 }
 
-fn limit(text: &str) -> Result<usize, String> {
+pub(super) fn limit(text: &str) -> Result<usize, String> {
     let parsed = text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
     parsed.ok_or_else(|| format!("write a number from 1 to {LIMIT_MAX}; --cursor leads on from there"))
 }
@@ -193,13 +193,23 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
         InOrder::Position => Order::Position,
     };
     let page = found(&source, EventsQuery { filter, order, cursor: args.cursor, limit: args.limit }).await?;
+    page_of(output, page)
+}
+
+/// Prints a page of events.
+pub(super) fn page_of(output: Output, page: EventsDocument) -> Result<(), Failure> {
     if output.is_json() {
         return output.document(&page);
     }
     let columns = ["position", "time", "name", "user", "properties"].map(Column::Text);
     let shown = if output.is_terminal() { preview_row } else { row };
     output.table(&columns, &page.events.iter().map(shown).collect::<Vec<_>>())?;
-    match page.next.filter(|_| output.is_terminal()) {
+    more(output, page.next)
+}
+
+/// Says on a terminal where the next page begins.
+pub(super) fn more(output: Output, next: Option<String>) -> Result<(), Failure> {
+    match next.filter(|_| output.is_terminal()) {
         Some(next) => output.line(&output.paint(Paint::Faint, &format!("more with --cursor {next}"))),
         None => Ok(()),
     }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use crate::app::{self, Servers};
 use crate::project::{KeyKind, LimitsChange, Project, ProjectId};
-use crate::query::{self, ChangedLimits, EventsQuery, Order, Reader, RotatedKey};
+use crate::query::{self, ChangedLimits, EventsQuery, Order, Reader, Rebuilt, RotatedKey, UsersQuery};
 use crate::store::{self, CountsQuery, EventFilter, Store};
 
 use super::document::{
     AuditDocument, CountsDocument, EventDocument, EventsDocument, LimitsDocument, NewKeyDocument,
-    NewProjectDocument, RebuildDocument,
+    NewProjectDocument, RebuildDocument, UserProfileDocument, UsersDocument,
 };
 use super::failure::{Failure, note};
 use super::source::{OnEvent, OnProgress, Purpose};
@@ -179,10 +179,36 @@ impl Folder {
 
     pub(super) async fn rebuild(&self, on_progress: OnProgress) -> Result<RebuildDocument, Failure> {
         let project = self.chosen().await?;
-        let rebuilt = self.store.rebuild_counts(project.id, on_progress).await;
-        let state = rebuilt.map_err(|error| Failure::new("rebuild the counts", error))?;
-        let (generation, applied_to) = (state.generation, state.applied_to);
-        Ok(RebuildDocument { view: "counts".to_owned(), generation, applied_to })
+        let failed = |error| Failure::new("rebuild the views", error);
+        // The log is read twice, once for each view.
+        let counting = |done, total| on_progress(done, 2 * total);
+        let counts = self.store.rebuild_counts(project.id, counting).await.map_err(failed)?;
+        let identifying = |done, total: u64| on_progress(total + done, 2 * total);
+        let who = self.store.rebuild_identifications(project.id, identifying).await.map_err(failed)?;
+        Ok(Rebuilt { counts, identifications: who }.into())
+    }
+
+    pub(super) async fn users(&self, query: UsersQuery) -> Result<UsersDocument, Failure> {
+        let project = self.chosen().await?;
+        let page = self.reader.users(project.id, query).await;
+        page.map(UsersDocument::from).map_err(|error| Failure::new("list the users", error))
+    }
+
+    pub(super) async fn user(&self, id: &str) -> Result<UserProfileDocument, Failure> {
+        let project = self.chosen().await?;
+        let found = self.reader.user(project.id, id).await;
+        found.map(UserProfileDocument::from).map_err(|error| Failure::new("show the user", error))
+    }
+
+    pub(super) async fn timeline(
+        &self,
+        id: &str,
+        cursor: Option<String>,
+        limit: usize,
+    ) -> Result<EventsDocument, Failure> {
+        let project = self.chosen().await?;
+        let page = self.reader.timeline(project.id, id, cursor, limit).await;
+        page.map(EventsDocument::from).map_err(|error| Failure::new("list the user's events", error))
     }
 
     /// The project that was named, else `default`, else the only one there is.

@@ -12,13 +12,16 @@ mod project;
 /// Reading events and following them.
 mod event;
 
+/// Who the users are, and what they did.
+mod user;
+
 /// Counts by name and hour.
 mod count;
 
 /// The proof that everything stored agrees with itself.
 mod audit;
 
-/// Computing the counts anew.
+/// Computing the views anew.
 mod rebuild;
 
 /// Breaking a collector on purpose, to see that nothing is lost.
@@ -104,11 +107,14 @@ enum Command {
     /// Read events and watch them arrive
     #[command(subcommand)]
     Event(event::EventCommand),
+    /// List users, show one, read what one did
+    #[command(subcommand)]
+    User(user::UserCommand),
     /// Count events by name, or by name and hour
     Count(count::CountArgs),
     /// Prove that log, positions, ledger and counts agree
     Audit(audit::AuditArgs),
-    /// Compute the counts anew beside the live ones, then switch
+    /// Compute counts and users anew beside the live ones, then switch
     Rebuild(rebuild::RebuildArgs),
     /// Explain a store and its collector: versions, sizes, risks, and what to do
     Doctor(doctor::DoctorArgs),
@@ -167,6 +173,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Config => Output::plain().text(&crate::config::example()).map(|()| ExitCode::SUCCESS),
         Command::Project(command) => project::run(command).await,
         Command::Event(command) => event::run(command).await,
+        Command::User(command) => user::run(command).await,
         Command::Count(args) => count::run(args).await,
         Command::Audit(args) => audit::run(args).await,
         Command::Rebuild(args) => rebuild::run(args).await,

@@ -1,4 +1,4 @@
-//! Computing the counts anew.
+//! Computing the views anew.
 
 use std::process::ExitCode;
 
@@ -12,7 +12,7 @@ use super::source::{Purpose, Source};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The new counts grow beside the live ones, which go on answering until the switch.\n\n\
+    after_help = "The new counts and users grow beside the live ones, which go on answering until the switch.\n\n\
     Examples:\n  \
     eventbucket rebuild                                        the project `default` of ./eventbucket-data\n  \
     eventbucket rebuild --data /var/lib/eventbucket --project shop\n  \
@@ -41,6 +41,13 @@ pub(super) async fn run(args: RebuildArgs) -> Result<ExitCode, Failure> {
             document.generation,
             grouped(document.applied_to)
         ))?;
+        if let Some(who) = document.identifications {
+            output.line(&format!(
+                "generation {} of the identifications is live, through position {}",
+                who.generation,
+                grouped(who.applied_to)
+            ))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,13 +11,14 @@ use serde_json::value::RawValue;
 
 use crate::config::KEY_VARIABLE;
 use crate::project::{KeyKind, LimitsChange, Project, ProjectId};
-use crate::query::{EventsQuery, LIMIT_MAX, LetterDeed, LetterShape, Order};
+use crate::query::{EventsQuery, LIMIT_MAX, LetterDeed, LetterShape, Order, UserLookup, UsersQuery};
 use crate::store::{CountsBy, CountsQuery, EventFilter};
 
 use super::certificates;
 use super::document::{
     AuditDocument, CountsDocument, EventDocument, EventsDocument, LettersDocument, LimitsDocument,
-    NewKeyDocument, NewProjectDocument, ProjectsDocument, RebuildDocument,
+    NewKeyDocument, NewProjectDocument, ProjectsDocument, RebuildDocument, UserProfileDocument,
+    UsersDocument,
 };
 use super::failure::Failure;
 use super::follow;
@@ -138,6 +139,35 @@ impl Remote {
             }
         };
         follow::run(open, after, on_event).await
+    }
+
+    pub(super) async fn users(&self, query: UsersQuery) -> Result<UsersDocument, Failure> {
+        let mut parameters = vec![("limit", query.limit.to_string())];
+        parameters.extend(query.cursor.map(|cursor| ("cursor", cursor)));
+        parameters.extend(query.lookup.map(|lookup| match lookup {
+            UserLookup::Id(id) => ("id", id),
+            UserLookup::Email(email) => ("email", email),
+            UserLookup::Beginning(text) => ("search", text),
+        }));
+        let request = self.request(Method::GET, &["users"], &parameters);
+        self.document("list the users", self.brief(request)).await
+    }
+
+    pub(super) async fn user(&self, id: &str) -> Result<UserProfileDocument, Failure> {
+        let request = self.request(Method::GET, &["users", "by-id"], &[("id", id.to_owned())]);
+        self.document("show the user", self.brief(request)).await
+    }
+
+    pub(super) async fn timeline(
+        &self,
+        id: &str,
+        cursor: Option<String>,
+        limit: usize,
+    ) -> Result<EventsDocument, Failure> {
+        let mut parameters = vec![("id", id.to_owned()), ("limit", limit.to_string())];
+        parameters.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let request = self.request(Method::GET, &["users", "by-id", "events"], &parameters);
+        self.document("list the user's events", self.brief(request)).await
     }
 
     pub(super) async fn counts(&self, query: CountsQuery) -> Result<CountsDocument, Failure> {

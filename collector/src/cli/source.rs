@@ -10,13 +10,13 @@ use crate::config::{
     STORE_URL_VARIABLE, URL_VARIABLE, check_parameters,
 };
 use crate::project::{KeyKind, LimitsChange, Project, ProjectId};
-use crate::query::EventsQuery;
+use crate::query::{EventsQuery, UsersQuery};
 use crate::store::{CountsQuery, EventFilter};
 
 use super::Access;
 use super::document::{
     AuditDocument, CountsDocument, EventDocument, EventsDocument, LimitsDocument, NewKeyDocument,
-    NewProjectDocument, RebuildDocument,
+    NewProjectDocument, RebuildDocument, UserProfileDocument, UsersDocument,
 };
 use super::failure::Failure;
 use super::folder::Folder;
@@ -179,7 +179,36 @@ impl Source {
         }
     }
 
-    /// Computes the counts anew.
+    /// Reads a page of users.
+    pub(super) async fn users(&self, query: UsersQuery) -> Result<UsersDocument, Failure> {
+        match self {
+            Self::Folder(folder) => folder.users(query).await,
+            Self::Remote(remote) => remote.users(query).await,
+        }
+    }
+
+    /// Reads one user.
+    pub(super) async fn user(&self, id: &str) -> Result<UserProfileDocument, Failure> {
+        match self {
+            Self::Folder(folder) => folder.user(id).await,
+            Self::Remote(remote) => remote.user(id).await,
+        }
+    }
+
+    /// Reads a page of a user's events.
+    pub(super) async fn timeline(
+        &self,
+        id: &str,
+        cursor: Option<String>,
+        limit: usize,
+    ) -> Result<EventsDocument, Failure> {
+        match self {
+            Self::Folder(folder) => folder.timeline(id, cursor, limit).await,
+            Self::Remote(remote) => remote.timeline(id, cursor, limit).await,
+        }
+    }
+
+    /// Computes the views anew.
     pub(super) async fn rebuild(&self, on_progress: OnProgress) -> Result<RebuildDocument, Failure> {
         match self {
             Self::Folder(folder) => folder.rebuild(on_progress).await,

@@ -1,7 +1,8 @@
-//! Reading users back over HTTP.
+//! Reading users back over HTTP and by the command line.
 
 use serde_json::{Value, json};
 
+use crate::harness::{Collector, Ran, eventually};
 use crate::in_process::{Answer, Form, Running};
 use crate::store_fixture;
 
@@ -139,4 +140,70 @@ async fn what_is_asked_the_wrong_way_is_told() {
             assert_eq!(get(path).await.status, 404, "{path}");
         }
     }
+}
+
+#[tokio::test]
+async fn the_command_line_shows_users_both_ways() {
+    let collector = Collector::start();
+    collector.send(json!({ "events": said() })).await;
+    eventually("the users are there", || {
+        collector.beside(&["user", "list", "--json"]).json()["applied_to"] == 6
+    });
+    for args in [
+        &["user", "list", "--json"][..],
+        &["user", "list", "--json", "--limit", "1"],
+        &["user", "list", "--json", "--email", "ada@example.com"],
+        &["user", "list", "--search", "anon"],
+        &["user", "list", "--json", "--id", "grace"],
+        &["user", "show", "anon-1", "--json"],
+        &["user", "show", "by-id"],
+        &["user", "timeline", "u/17 ü", "--json", "--limit", "2"],
+        &["user", "timeline", "u/17 ü"],
+    ] {
+        let (beside, over_http) = (collector.beside(args), collector.over_http(args));
+        assert_eq!(beside.stdout, over_http.stdout, "{args:?}");
+        assert!(!beside.stdout.is_empty(), "{args:?}");
+    }
+    type Way = fn(&Collector, &[&str]) -> Ran;
+    let ways: [Way; 2] = [Collector::beside, Collector::over_http];
+    for ask in ways {
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(ask(&collector, &["user", "list"]).stdout.replace('\t', "|"), @r#"
+            by-id||1|2024-03-01T12:05:00.000Z|2024-03-01T12:05:00.000Z|0
+            grace||1|2024-03-01T12:04:00.000Z|2024-03-01T12:04:00.000Z|0
+            u/17 ü|ada@example.com|4|2024-03-01T12:00:00.000Z|2024-03-01T12:03:00.000Z|1
+            "#);
+            insta::assert_snapshot!(ask(&collector, &["user", "show", "anon-1"]).stdout, @r#"
+            id          u/17 ü
+            identified  yes
+            email       ada@example.com
+            events      4
+            first seen  2024-03-01T12:00:00.000Z
+            last seen   2024-03-01T12:03:00.000Z
+            trait       email = "ada@example.com"  2024-03-01T12:01:00.000Z, event 2
+            trait       name = "Ada <b>"  2024-03-01T12:01:00.000Z, event 2
+            trait       plan = "pro"  2024-03-01T12:03:00.000Z, event 4
+            linked id   anon-1  event 3
+            "#);
+            insta::assert_snapshot!(ask(&collector, &["user", "show", "grace"]).stdout, @r#"
+            id          grace
+            identified  no
+            events      1
+            first seen  2024-03-01T12:04:00.000Z
+            last seen   2024-03-01T12:04:00.000Z
+            refused     linked anon-1  event 5
+            "#);
+            insta::assert_snapshot!(ask(&collector, &["user", "timeline", "grace"]).stdout.replace('\t', "|"), @r#"5|2024-03-01T12:04:00.000Z|$alias|grace|{"alias":"anon-1"}"#);
+        }
+        let first = ask(&collector, &["user", "timeline", "anon-1", "--limit", "3", "--json"]).json();
+        let next = first["next"].as_str().unwrap();
+        let args = ["user", "timeline", "anon-1", "--limit", "3", "--cursor", next, "--json"];
+        assert_eq!(ids(&ask(&collector, &args).json(), "events"), ["e1"]);
+        ask(&collector, &["user", "show", "nobody"]).assert_failed(1, &["there is no user \"nobody\""]);
+    }
+    for ask in ways {
+        let rebuilt = ask(&collector, &["rebuild", "--json"]).json();
+        assert_eq!(rebuilt["identifications"]["applied_to"], 6);
+    }
+    assert!(collector.over_http(&["audit", "--json"]).stdout.contains("identifications_equal_recount"));
 }
