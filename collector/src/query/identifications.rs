@@ -171,9 +171,11 @@ impl Reader {
             let page = self.store.timeline(project, id, before, chunk).await?.ok_or_else(|| unknown(id))?;
             bytes += page.events.iter().map(|stored| stored.event.size_bytes()).sum::<usize>();
             events.extend(page.events);
+            let looked_to = page.looked_to;
             before = page.next;
             if before.is_none() || events.len() >= limit || bytes >= PAGE_BYTES_MAX {
-                return Ok(EventsPage { events, next: before.map(|position| Cursor::new(position, epoch)) });
+                let next = before.map(|position| Cursor::new(position, epoch));
+                return Ok(EventsPage { events, next, through: before.unwrap_or(1), looked_to });
             }
         }
     }

@@ -204,7 +204,7 @@ async fn timeline(
     let linked = ids_of(lease, project, &user.id).await?;
     let ids: Vec<&str> = linked.iter().map(|(id, _)| id.as_str()).chain([user.id.as_str()]).collect();
     let (number, high) = (project_number(project), before.unwrap_or(POSITION_MAX).min(POSITION_MAX));
-    let mut page = EventPage { events: Vec::new(), next: None };
+    let mut page = EventPage { events: Vec::new(), next: None, looked_to: None };
     let mut bytes = 0;
     for span in spans(lease, project).await?.into_iter().rev().filter(|span| span.first < high) {
         let select = lease.prepared(&of_segment(span.segment)).await?;
@@ -217,6 +217,7 @@ async fn timeline(
             }
             let event = read_event(&row, project)?;
             bytes += event.event.size_bytes();
+            page.looked_to = Some(event.received);
             page.events.push(event);
         }
     }

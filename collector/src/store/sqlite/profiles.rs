@@ -233,7 +233,7 @@ fn timeline(
     let keys = newest_keys(connection, &ids, key(project, 0), high, limit.max(1) + 1)?;
     let sql = format!("SELECT {COLUMNS} FROM event WHERE key = ?1");
     let mut select = connection.prepare_cached(&sql)?;
-    let mut page = EventPage { events: Vec::new(), next: None };
+    let mut page = EventPage { events: Vec::new(), next: None, looked_to: None };
     let mut bytes = 0;
     for key in keys {
         if page.events.len() >= limit.max(1) || bytes >= PAGE_BYTES_MAX {
@@ -246,6 +246,7 @@ fn timeline(
         };
         let event = read_event(row)?;
         bytes += event.event.size_bytes();
+        page.looked_to = Some(event.received);
         page.events.push(event);
     }
     Ok(Some(page))
