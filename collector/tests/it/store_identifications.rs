@@ -265,7 +265,7 @@ async fn another_projects_users_are_not_found() {
 async fn what_arrives_twice_changes_nothing() {
     for (_place, store) in Place::both().await {
         let shop = project(&store, "shop").await.project.id;
-        let sent = vec![
+        let sent = [
             seen("e1", "anon", 1),
             identify("e2", "ada", 2, &json!({"plan": "pro"})),
             alias("e3", "ada", "anon", 3),
