@@ -96,7 +96,8 @@ impl Reader {
         if query.order == Order::Position && from.is_some_and(|from| from > head) {
             return Err(Error::beyond(from.unwrap_or_default(), head));
         }
-        let (mut events, mut bytes, end) = (Vec::new(), 0, Instant::now() + LOOKING_MAX);
+        let (mut events, mut bytes, mut looked_to) = (Vec::new(), 0, None);
+        let end = Instant::now() + LOOKING_MAX;
         loop {
             let order = match query.order {
                 Order::Newest => EventOrder::NewestFirst { before: from },
@@ -106,7 +107,7 @@ impl Reader {
             let page = self.store.events(project, &query.filter, order, limit).await?;
             bytes += page.events.iter().map(|stored| stored.event.size_bytes()).sum::<usize>();
             events.extend(page.events);
-            let looked_to = page.looked_to;
+            looked_to = page.looked_to.or(looked_to);
             from = page.next;
             let full = events.len() >= query.limit || bytes >= PAGE_BYTES_MAX;
             if from.is_none() || full || query.filter.is_sieve() && Instant::now() >= end {
