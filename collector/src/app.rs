@@ -88,7 +88,8 @@ impl Foundation {
         let (store, lock) = match &config.store.url {
             Some(url) => {
                 let accounts = config.store.accounts_url.as_ref().map(ServerUrl::secret);
-                (Store::postgres(PostgresOptions::parse(url.secret(), accounts)?).await?, None)
+                let options = PostgresOptions::parse(url.secret(), accounts)?;
+                (Store::postgres(options.with_writers(config.bus.writers)).await?, None)
             }
             None => {
                 let lock = Arc::new(Store::lock(&config.data)?);

@@ -81,6 +81,10 @@ impl From<query::Error> for Refusal {
                 tracing::error!(%error, "a request met damage");
                 Self::new(Cause::Internal, error.to_string())
             }
+            query::Error::Store(_) if error.is_crowded() => {
+                let refusal = Self::new(Cause::Crowded, error.told());
+                error.retry().into_iter().fold(refusal, Self::retry_after)
+            }
             query::Error::Bus(_) | query::Error::Store(_) => {
                 failed(&error, error.told(), error.status(), error.retry())
             }

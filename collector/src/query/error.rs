@@ -77,6 +77,12 @@ impl Error {
         matches!(self, Self::Store(store::Error::Unreadable { .. } | store::Error::CountsMissing(_)))
     }
 
+    /// Says whether it is about how much is asked at once.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        matches!(self, Self::Store(store::Error::Crowded))
+    }
+
     /// After how long the same question may have an answer; `None` when asking again is of no use.
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {

@@ -71,6 +71,9 @@ pub enum Error {
         /// What happened to it.
         reason: Arc<str>,
     },
+    /// More is read at once than the store has connections for reads.
+    #[error("too many reads run at the same time; ask again in a moment")]
+    Crowded,
     /// Another process has begun the same job since, with a higher token.
     #[error("another process has taken this over and goes on with it")]
     TakenOver,
@@ -251,6 +254,7 @@ impl Error {
             | Self::DiskFull
             | Self::ReadOnly { .. }
             | Self::Unavailable { .. }
+            | Self::Crowded
             | Self::TakenOver
             | Self::Sqlite(_)
             | Self::Postgres { .. } => 503,

@@ -64,6 +64,7 @@ mod store_identifications_random;
 mod store_place;
 mod store_postgres;
 mod store_postgres_faults;
+mod store_postgres_pool;
 mod store_postgres_restore;
 mod store_postgres_segments;
 mod store_postgres_tls;

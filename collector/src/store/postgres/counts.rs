@@ -77,7 +77,7 @@ impl Postgres {
 
     pub(in crate::store) async fn view_state(&self, project: ProjectId) -> Result<ViewState, Error> {
         self.ensure(&[project]).await?;
-        live_state(&mut self.0.log.lease().await?, project).await
+        live_state(&mut self.0.reads.lease().await?, project).await
     }
 
     pub(in crate::store) async fn went_back(
@@ -147,7 +147,7 @@ impl Postgres {
         );
         let from = query.from_hour.map_or(i64::MIN, Timestamp::ms);
         let to = query.to_hour.map_or(i64::MAX, Timestamp::ms);
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         let select = lease.prepared(&sql).await?;
         let number = project_number(project);
         let rows = lease.query(&select, &[&number, &COUNTS, &from, &to, &query.name]).await?;

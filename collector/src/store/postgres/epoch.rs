@@ -2,10 +2,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
+use super::connection::Connection;
 use crate::project::ProjectId;
 use crate::store::Error;
 
@@ -60,17 +60,17 @@ impl Epoch {
     }
 
     /// Says that the tables are there, and looks for the first time.
-    pub(super) async fn open(&self, client: &Client) -> Result<(), Error> {
+    pub(super) async fn open(&self, connection: &Connection) -> Result<(), Error> {
         self.ready.store(true, Ordering::Release);
-        self.look(client).await
+        self.look(connection).await
     }
 
     /// Reads the epoch, and renews it when the server has another history than when it was written.
-    pub(super) async fn look(&self, client: &Client) -> Result<(), Error> {
+    pub(super) async fn look(&self, connection: &Connection) -> Result<(), Error> {
         if !self.ready.load(Ordering::Acquire) {
             return Ok(());
         }
-        let (system, timeline): (i64, i64) = match client.query_one(HISTORY, &[]).await {
+        let (system, timeline): (i64, i64) = match connection.query_one(HISTORY, &[]).await {
             Ok(row) => (row.try_get(0)?, row.try_get(1)?),
             Err(error) if is_untold(&error) => UNTOLD,
             Err(error) => return Err(error.into()),
@@ -80,13 +80,13 @@ impl Epoch {
              ON CONFLICT (only_row) DO UPDATE
              SET id = excluded.id, system_identifier = $1, timeline = $2, created_at = now()
              WHERE (epoch.system_identifier, epoch.timeline) <> ($1, $2) AND ($1, $2) <> (0::int8, 0::int8)";
-        client.execute(renew, &[&system, &timeline]).await?;
-        self.reload(client).await
+        connection.execute(renew, &[&system, &timeline]).await?;
+        self.reload(connection).await
     }
 
     /// Takes the epoch that the log has now.
-    pub(super) async fn reload(&self, client: &Client) -> Result<(), Error> {
-        let row = client.query_one("SELECT id FROM epoch", &[]).await?;
+    pub(super) async fn reload(&self, connection: &Connection) -> Result<(), Error> {
+        let row = connection.query_one("SELECT id FROM epoch", &[]).await?;
         self.set(row.try_get(0)?);
         Ok(())
     }
@@ -111,10 +111,10 @@ impl Epoch {
     }
 
     /// Renews the epoch because a head went back. Of several processes that notice, one does it.
-    pub(super) async fn renew(&self, client: &Client) -> Result<(), Error> {
+    pub(super) async fn renew(&self, connection: &Connection) -> Result<(), Error> {
         let renew = "UPDATE epoch SET id = gen_random_uuid(), created_at = now() WHERE id = $1";
-        client.execute(renew, &[&self.id()]).await?;
+        connection.execute(renew, &[&self.id()]).await?;
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.reload(client).await
+        self.reload(connection).await
     }
 }

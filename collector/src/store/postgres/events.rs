@@ -20,7 +20,7 @@ pub(super) const POSITION_MAX: u64 = (1 << 62) - 1;
 impl Postgres {
     pub(in crate::store) async fn head(&self, project: ProjectId) -> Result<u64, Error> {
         self.ensure(&[project]).await?;
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         let seen = self.0.epoch.before_reading([project].into_iter());
         let select = lease.prepared("SELECT position FROM head WHERE project = $1").await?;
         let row = lease.query_opt(&select, &[&project_number(project)]).await?;
@@ -36,7 +36,7 @@ impl Postgres {
         if let Some(project) = project {
             self.ensure(&[project]).await?;
         }
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         let select = "SELECT coalesce(sum(received), 0)::int8, coalesce(sum(stored), 0)::int8,
                     coalesce(sum(duplicate), 0)::int8, coalesce(sum(quarantined), 0)::int8, coalesce(sum(rejected), 0)::int8
              FROM head WHERE $1::int4 IS NULL OR project = $1";
@@ -68,7 +68,7 @@ impl Postgres {
         project: ProjectId,
         id: Uuid,
     ) -> Result<Option<StoredEvent>, Error> {
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         let select =
             "SELECT first, verdicts, place FROM event_id JOIN ranges ON ranges.id = event_id.range_id
              WHERE event_id.project = $1 AND event_id.id = $2";
@@ -92,7 +92,7 @@ impl Postgres {
         project: ProjectId,
         batch: BatchId,
     ) -> Result<Vec<BatchPart>, Error> {
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         let select =
             "SELECT DISTINCT ON (part) part, parts, received - rejected, verdicts, refused FROM ranges
              WHERE project = $1 AND batch = $2 ORDER BY part, first, last, id";

@@ -6,6 +6,9 @@ mod append;
 /// The walks of an audit.
 mod audit;
 
+/// One connection.
+mod connection;
+
 /// The view "counts".
 mod counts;
 
@@ -75,6 +78,7 @@ use append::RangeIds;
 use epoch::Epoch;
 use migrate::Part;
 pub use options::PostgresOptions;
+use options::READ_CONNECTIONS;
 use pool::Pool;
 use segments::Segments;
 
@@ -86,6 +90,8 @@ pub(super) struct Postgres(Arc<Shared>);
 
 struct Shared {
     log: Pool,
+    /// For what people ask: events, counts, audits. However slow they are, the others go on.
+    reads: Pool,
     accounts: Pool,
     epoch: Arc<Epoch>,
     identity: Uuid,
@@ -101,6 +107,7 @@ impl Postgres {
     pub(super) async fn connect(options: PostgresOptions) -> Result<Self, Error> {
         let epoch = Arc::new(Epoch::default());
         let log = Pool::new(options.log, options.connections, Some(Arc::clone(&epoch)))?;
+        let reads = log.for_reads(READ_CONNECTIONS);
         let accounts = match options.accounts {
             Some(server) => Pool::new(server, options.connections.div_ceil(2), None)?,
             None => log.clone(),
@@ -121,6 +128,7 @@ impl Postgres {
         drop(lease);
         Ok(Self(Arc::new(Shared {
             log,
+            reads,
             accounts,
             epoch,
             segments: Segments::new(options.segment_look),
@@ -146,6 +154,7 @@ impl Postgres {
 
     pub(super) fn close(&self) {
         self.0.log.close();
+        self.0.reads.close();
         self.0.accounts.close();
     }
 

@@ -8,8 +8,15 @@ use tokio_postgres::config::{Host, SslMode};
 
 use crate::store::Error;
 
-/// Connections of a process to the log: two writers, two workers behind them, and four readers.
-const CONNECTIONS: usize = 8;
+/// Connections of a process to the log for its work beside its writers: two that count, retention, a rebuild, a quota's
+/// recount, and one for keys where accounts live in the log.
+const BESIDE_WRITERS: usize = 6;
+
+/// Writers where nobody says how many.
+const WRITERS: usize = 2;
+
+/// More of them for what people read: so many slow reads hold up only each other.
+pub(super) const READ_CONNECTIONS: usize = 4;
 
 /// How often it is looked whether it is time for a new segment: 10 s at 100,000 events a second are 0.4 GiB beyond its 8.
 const SEGMENT_LOOK: Duration = Duration::from_secs(10);
@@ -29,7 +36,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 pub struct PostgresOptions {
     pub(super) log: Server,
     pub(super) accounts: Option<Server>,
-    /// Connections to the log: 8. Accounts in a database of their own get half as many.
+    /// Connections to the log for storing and counting: 8. Reads get 4 more, accounts in a database of their own half as many.
     pub connections: usize,
     /// How often the process looks whether it is time for a new segment of the log: every 10 s.
     pub segment_look: Duration,
@@ -43,7 +50,18 @@ impl PostgresOptions {
     /// [`Error::Address`] with what is wrong, without the password.
     pub fn parse(url: &str, accounts_url: Option<&str>) -> Result<Self, Error> {
         let accounts = accounts_url.map(Server::parse).transpose()?;
-        Ok(Self { log: Server::parse(url)?, accounts, connections: CONNECTIONS, segment_look: SEGMENT_LOOK })
+        Ok(Self {
+            log: Server::parse(url)?,
+            accounts,
+            connections: BESIDE_WRITERS + WRITERS,
+            segment_look: SEGMENT_LOOK,
+        })
+    }
+
+    /// Has enough connections for so many writers.
+    #[must_use]
+    pub fn with_writers(self, writers: usize) -> Self {
+        Self { connections: BESIDE_WRITERS + writers, ..self }
     }
 }
 

@@ -28,7 +28,7 @@ impl Postgres {
         let mut page = OpenPage::new(project, filter, limit);
         let Some((first, last)) = filter.span(order, POSITION_MAX) else { return Ok(page.finish()) };
         let reading = Reading { project, filter, newest_first: order.is_newest_first() };
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         let mut spans = spans(&mut lease, project).await?;
         if reading.newest_first {
             spans.reverse();

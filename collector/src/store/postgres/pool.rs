@@ -1,14 +1,14 @@
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Statement};
+use tokio_util::task::AbortOnDropHandle;
 
+use super::connection::Connection;
 use super::epoch::Epoch;
 use super::failure::in_full;
 use super::options::Server;
@@ -24,11 +24,13 @@ const CONNECTING_MAX: Duration = Duration::from_secs(10);
 /// What every session is set to.
 /// - A server that commits without waiting for its disk is told to wait: an answer means that the events are safe.
 /// - A process that is paused in the middle of an append gives up the heads it holds after 10 s.
+/// - Each statement sees what was committed before it, whatever the server's default is.
 /// - Every statement has one plan, by index, whatever the statistics of a new table say.
 const SESSION: &str = "
     SET statement_timeout = '60s';
     SET lock_timeout = '20s';
     SET idle_in_transaction_session_timeout = '10s';
+    SET default_transaction_isolation = 'read committed';
     SET plan_cache_mode = force_generic_plan;
     SET enable_seqscan = off;
     SET enable_bitmapscan = off;
@@ -43,31 +45,44 @@ const SESSION: &str = "
 #[derive(Clone)]
 pub(super) struct Pool(Arc<Shared>);
 
+/// What connections are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Storing, counting, keys: as many as work at a time.
+    Work,
+    /// What people ask for: how many do, nobody knows.
+    Reads,
+}
+
 struct Shared {
     server: Server,
     tls: Tls,
     slots: Arc<Semaphore>,
+    purpose: Use,
     idle: Mutex<Vec<Connection>>,
     /// The log's, so that every new connection looks at it; nothing before the tables are made.
     epoch: Option<Arc<Epoch>>,
-    /// Whether the last attempt to connect succeeded.
-    reachable: AtomicBool,
+    /// Whether the last attempt to connect succeeded, of all pools of this server.
+    reachable: Arc<AtomicBool>,
     /// Whether it is being tried in the background.
     tried: AtomicBool,
-}
-
-/// A connection with the statements it has prepared.
-struct Connection {
-    client: Client,
-    statements: HashMap<String, Statement>,
 }
 
 impl Pool {
     pub(super) fn new(server: Server, size: usize, epoch: Option<Arc<Epoch>>) -> Result<Self, Error> {
         let tls = Tls::new(&server.encryption)?;
-        let slots = Arc::new(Semaphore::new(size.max(1)));
-        let (reachable, tried) = (AtomicBool::new(true), AtomicBool::new(false));
-        Ok(Self(Arc::new(Shared { server, tls, slots, idle: Mutex::default(), epoch, reachable, tried })))
+        let (slots, reachable) = (Arc::new(Semaphore::new(size.max(1))), Arc::new(AtomicBool::new(true)));
+        let (purpose, idle, tried) = (Use::Work, Mutex::default(), AtomicBool::new(false));
+        Ok(Self(Arc::new(Shared { server, tls, slots, purpose, idle, epoch, reachable, tried })))
+    }
+
+    /// Makes another one for the same server, for what people read.
+    pub(super) fn for_reads(&self, size: usize) -> Self {
+        let Shared { server, tls, epoch, reachable, .. } = &*self.0;
+        let (server, tls, epoch) = (server.clone(), tls.clone(), epoch.clone());
+        let (slots, reachable) = (Arc::new(Semaphore::new(size)), Arc::clone(reachable));
+        let (purpose, idle, tried) = (Use::Reads, Mutex::default(), AtomicBool::new(false));
+        Self(Arc::new(Shared { server, tls, slots, purpose, idle, epoch, reachable, tried }))
     }
 
     /// Borrows a connection, an idle one or a new one.
@@ -76,6 +91,7 @@ impl Pool {
         let slot = match waiting.await {
             Ok(Ok(slot)) => slot,
             Ok(Err(_)) => return Err(Error::unavailable("it has been closed")),
+            Err(_) if self.0.purpose == Use::Reads => return Err(Error::Crowded),
             Err(_) => return Err(Error::unavailable("all connections to the database are busy")),
         };
         let connection = match self.idle() {
@@ -83,12 +99,12 @@ impl Pool {
             None => self.connect().await?,
         };
         let pool = Arc::clone(&self.0);
-        Ok(Lease { connection: Some(connection), pool, _slot: slot, in_transaction: false })
+        Ok(Lease { connection: Some(connection), pool, slot: Some(slot) })
     }
 
     fn idle(&self) -> Option<Connection> {
         let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|connection| !connection.client.is_closed());
+        idle.retain(|connection| !connection.is_closed());
         idle.pop()
     }
 
@@ -110,17 +126,18 @@ impl Pool {
             ))
         };
         let (client, driver) = server.config.connect(self.0.tls.clone()).await.map_err(failed)?;
-        tokio::spawn(async move {
+        let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             // What fails here fails whoever waits for an answer, where it is logged.
             if let Err(error) = driver.await {
                 tracing::debug!(error = in_full(&error), "a connection to the database ended");
             }
-        });
-        client.batch_execute(SESSION).await?;
+        }));
+        let connection = Connection::new(client, driver);
+        connection.batch_execute(SESSION).await?;
         if let Some(epoch) = &self.0.epoch {
-            epoch.look(&client).await?;
+            epoch.look(&connection).await?;
         }
-        Ok(Connection { client, statements: HashMap::new() })
+        Ok(connection)
     }
 
     /// Says whether the server can be reached, as far as is known. Where not it is tried, once at a time: a process that
@@ -171,68 +188,82 @@ fn remedy(code: Option<&SqlState>) -> &'static str {
     }
 }
 
-/// A borrowed connection. One that is dropped in the middle of a transaction is closed, and the server rolls back.
+/// A borrowed connection. It is given back at rest alone: one that is dropped in the middle of a transaction, or before its
+/// last answer, keeps its place until what it runs is cancelled and it has ended.
 pub(super) struct Lease {
     connection: Option<Connection>,
     pool: Arc<Shared>,
-    _slot: OwnedSemaphorePermit,
-    in_transaction: bool,
-}
-
-impl Lease {
-    /// Prepares a statement once a connection.
-    pub(super) async fn prepared(&mut self, sql: &str) -> Result<Statement, Error> {
-        let connection = self.connection.as_mut().expect("a lease has its connection until it is dropped");
-        match connection.statements.entry(sql.to_owned()) {
-            Entry::Occupied(entry) => Ok(entry.get().clone()),
-            Entry::Vacant(entry) => {
-                let statement = connection.client.prepare(sql).await?;
-                Ok(entry.insert(statement).clone())
-            }
-        }
-    }
-
-    /// Notes that a transaction is about to begin, so that this connection is not used by others before its end.
-    pub(super) fn will_begin(&mut self) {
-        self.in_transaction = true;
-    }
-
-    pub(super) async fn begin(&mut self) -> Result<(), Error> {
-        self.begin_as("BEGIN").await
-    }
-
-    pub(super) async fn begin_as(&mut self, sql: &str) -> Result<(), Error> {
-        self.will_begin();
-        Ok(self.batch_execute(sql).await?)
-    }
-
-    pub(super) async fn commit(&mut self) -> Result<(), Error> {
-        self.batch_execute("COMMIT").await?;
-        self.in_transaction = false;
-        Ok(())
-    }
-
-    pub(super) async fn rollback(&mut self) -> Result<(), Error> {
-        self.batch_execute("ROLLBACK").await?;
-        self.in_transaction = false;
-        Ok(())
-    }
+    slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Deref for Lease {
-    type Target = Client;
+    type Target = Connection;
 
-    fn deref(&self) -> &Client {
-        &self.connection.as_ref().expect("a lease has its connection until it is dropped").client
+    fn deref(&self) -> &Connection {
+        self.connection.as_ref().expect("a lease has its connection until it is dropped")
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut Connection {
+        self.connection.as_mut().expect("a lease has its connection until it is dropped")
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(connection) = self.connection.take() else { return };
-        if self.in_transaction || connection.client.is_closed() || self.pool.slots.is_closed() {
+        let (Some(connection), slot) = (self.connection.take(), self.slot.take()) else { return };
+        if connection.is_closed() || self.pool.slots.is_closed() {
             return;
         }
-        self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        if connection.is_at_rest() {
+            self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            return;
+        }
+        // Without a runtime everything ends now.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let tls = self.pool.tls.clone();
+        runtime.spawn(async move {
+            connection.end(tls).await;
+            drop(slot);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::postgres::PostgresOptions;
+
+    async fn pool() -> Pool {
+        let url = tokio::task::spawn_blocking(eventbucket_servers::shared::database).await.unwrap();
+        Pool::new(PostgresOptions::parse(&url, None).unwrap().log, 1, None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_connection_keeps_only_so_many_statements_prepared() {
+        let pool = pool().await;
+        let mut lease = pool.lease().await.unwrap();
+        for number in 0..1_000 {
+            let statement = lease.prepared(&format!("SELECT {number}")).await.unwrap();
+            assert_eq!(lease.query_one(&statement, &[]).await.unwrap().get::<_, i32>(0), number);
+        }
+        let kept = lease.query_one("SELECT count(*) FROM pg_prepared_statements", &[]).await.unwrap();
+        assert!(kept.get::<_, i64>(0) < 300, "{kept:?}");
+    }
+
+    #[tokio::test]
+    async fn a_session_is_the_same_whatever_the_database_is_set_to() {
+        let pool = pool().await;
+        let lease = pool.lease().await.unwrap();
+        let set =
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = serializable',
+                                              current_database()); END $$";
+        lease.batch_execute(set).await.unwrap();
+        lease.batch_execute("SELECT pg_terminate_backend(pg_backend_pid())").await.unwrap_err();
+        drop(lease);
+        let lease = pool.lease().await.unwrap();
+        let row = lease.query_one("SHOW transaction_isolation", &[]).await.unwrap();
+        assert_eq!(row.get::<_, &str>(0), "read committed");
     }
 }

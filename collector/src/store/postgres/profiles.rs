@@ -32,7 +32,7 @@ impl Postgres {
         project: ProjectId,
     ) -> Result<ViewState, Error> {
         self.ensure(&[project]).await?;
-        let live = find_live(&mut self.0.log.lease().await?, View::Identifications, project).await?;
+        let live = find_live(&mut self.0.reads.lease().await?, View::Identifications, project).await?;
         Ok(live.unwrap_or(ViewState { generation: 0, applied_to: 0 }))
     }
 
@@ -47,7 +47,7 @@ impl Postgres {
             "SELECT {USER} FROM identification WHERE {LIVE} AND linked_to IS NULL AND (last_ms, last_position) < ($2, $3)
              ORDER BY last_ms DESC, last_position DESC LIMIT $4"
         );
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         rows(&mut lease, &sql, &[&project_number(project), &ms, &at, &as_limit(limit)]).await
     }
 
@@ -57,7 +57,7 @@ impl Postgres {
         lookup: &UserLookup,
         limit: usize,
     ) -> Result<Vec<UserRow>, Error> {
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         lease.begin_as(BEGIN).await?;
         let found = match lookup {
             UserLookup::Id(id) => user_of(&mut lease, project, id).await?.into_iter().collect(),
@@ -78,7 +78,7 @@ impl Postgres {
         project: ProjectId,
         id: &str,
     ) -> Result<Option<UserProfile>, Error> {
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         lease.begin_as(BEGIN).await?;
         let found = profile(&mut lease, project, id).await?;
         lease.commit().await?;
@@ -92,7 +92,7 @@ impl Postgres {
         before: Option<u64>,
         limit: usize,
     ) -> Result<Option<EventPage>, Error> {
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         lease.begin_as(BEGIN).await?;
         let found = timeline(&mut lease, project, id, before, limit.max(1)).await?;
         lease.commit().await?;

@@ -4,6 +4,7 @@ use eventbucket_protocol::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
+use super::pool::Lease;
 use super::{Postgres, project_id, project_number, uint};
 use crate::project::{
     AccountId, Grant, KeyHash, KeyKind, LimitsChange, NewKey, OwnLimits, Project, ProjectId, Standing,
@@ -65,6 +66,16 @@ impl Postgres {
     }
 
     pub(in crate::store) async fn projects(&self, account: Option<AccountId>) -> Result<Vec<Project>, Error> {
+        // First, so that only so many lists wait for the connections that keys are looked up on.
+        self.projects_by(&mut self.0.reads.lease().await?, account).await
+    }
+
+    /// Lists projects, whose positions are read by a lease of the log.
+    pub(super) async fn projects_by(
+        &self,
+        log: &mut Lease,
+        account: Option<AccountId>,
+    ) -> Result<Vec<Project>, Error> {
         let account = account.map(|account| i32::try_from(account.0).unwrap_or(i32::MAX));
         let select = "SELECT id, name, created_ms, events_per_s, events_per_day FROM project
              WHERE $1::int4 IS NULL OR account = $1 ORDER BY id";
@@ -74,7 +85,7 @@ impl Postgres {
             lease.query(&select, &[&account]).await?
         };
         let numbers: Vec<i32> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-        let positions = self.positions(&numbers).await?;
+        let positions = positions(log, &numbers).await?;
         rows.iter()
             .map(|row| {
                 let number: i32 = row.try_get(0)?;
@@ -88,13 +99,6 @@ impl Postgres {
                 })
             })
             .collect()
-    }
-
-    async fn positions(&self, numbers: &[i32]) -> Result<HashMap<i32, u64>, Error> {
-        let mut lease = self.0.log.lease().await?;
-        let select = lease.prepared("SELECT project, position FROM head WHERE project = ANY($1)").await?;
-        let rows = lease.query(&select, &[&numbers]).await?;
-        rows.iter().map(|row| Ok((row.try_get(0)?, uint(row.try_get(1)?)))).collect()
     }
 
     /// Makes sure that all of these projects exist.
@@ -189,4 +193,10 @@ impl Postgres {
 fn limits(row: &Row, first: usize) -> Result<OwnLimits, Error> {
     let limit = |column: usize| Ok::<_, Error>(limit_of(row.try_get(column)?));
     Ok(OwnLimits { events_per_s: limit(first)?, events_per_day: limit(first + 1)? })
+}
+
+async fn positions(log: &mut Lease, numbers: &[i32]) -> Result<HashMap<i32, u64>, Error> {
+    let select = log.prepared("SELECT project, position FROM head WHERE project = ANY($1)").await?;
+    let rows = log.query(&select, &[&numbers]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, uint(row.try_get(1)?)))).collect()
 }

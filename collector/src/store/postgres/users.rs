@@ -44,7 +44,7 @@ impl Postgres {
         query: &CountsQuery,
     ) -> Result<Option<UserCounts>, Error> {
         self.ensure(&[project]).await?;
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         // The generation and its sketches have to come from one snapshot.
         lease.begin_as("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         let users = read(&mut lease, project, query).await?;

@@ -186,7 +186,7 @@ async fn copy_events(
 ) -> Result<(), Error> {
     let sql = format!("COPY event_{segment} ({COLUMNS}) FROM STDIN (FORMAT binary)");
     let copy = lease.prepared(&sql).await?;
-    let mut sink = pin!(lease.copy_in::<_, Bytes>(&copy).await?);
+    let mut sink = pin!(lease.copy_in::<Bytes>(&copy).await?);
     let mut rows = Rows::new(segment);
     for (batch, appended) in batches.iter().zip(&outcome.appended) {
         for (place, position) in stored(appended) {

@@ -39,14 +39,14 @@ impl Postgres {
         progress: impl Fn(u64, u64) + Send + 'static,
     ) -> Result<AuditFigures, Error> {
         let _alone = self.0.auditing.lock().await;
-        let mut lease = self.0.log.lease().await?;
+        let mut lease = self.0.reads.lease().await?;
         lease.will_begin();
         lease.batch_execute(TEMPORARY).await?;
         // One snapshot for everything, taken by its first question; collectors may go on writing beside it.
         lease.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT").await?;
         // Projects may be in another database. Those that are made from now on have nothing in the snapshot.
         let mut projects = BTreeMap::new();
-        for project in self.projects(None).await? {
+        for project in self.projects_by(&mut lease, None).await? {
             let figures = ProjectFigures { name: project.name, known: true, ..ProjectFigures::default() };
             projects.insert(project.id, figures);
         }
