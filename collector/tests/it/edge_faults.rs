@@ -1,6 +1,7 @@
 //! What an edge decides while what it stands on is full, or away.
 
 use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use eventbucket_collector::bus::{self, Bus};
 use eventbucket_collector::cache::{Cache, Limits, Quota, Recalled};
@@ -113,6 +114,26 @@ async fn a_key_in_use_is_believed_while_the_store_is_away() {
     two.redis.restart().unwrap();
     eventually("redis is back", async || two.edge_cache.serving().is_ok()).await;
     two.edge.authenticate(&two.shop.write_key.text).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_use_is_believed_while_the_store_hangs() {
+    let two = Two::start().await;
+    two.used().await;
+    two.postgres.pause().unwrap();
+    assert!(two.edge_cache.wipe().await.is_some());
+    let key = &two.shop.write_key.text;
+    // What the edge remembers ends after a second; no request takes longer than that.
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        let told = tokio::time::timeout(Duration::from_secs(3), two.edge.authenticate(key)).await;
+        assert_eq!(told.expect("it hangs too").unwrap().project, two.shop.project.id);
+    }
+    // A key that nobody knows is asked for as long as it takes.
+    two.postgres.resume().unwrap();
+    let told = two.edge.authenticate("eb_write_unknown").await;
+    assert!(matches!(told, Err(ingest::Error::UnknownKey)), "{told:?}");
+    eventually("the store is asked again", async || two.edge.authenticate(key).await.is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
