@@ -43,6 +43,16 @@ enum Next {
 /// that was announced is counted. What was missed, by a lost announcement or while nobody was running, is found by comparing
 /// `applied_to` with the head, at the start and once a second.
 pub async fn run(bus: Bus, store: Store, cache: Cache, cancel: CancellationToken) {
+    // A server that hangs keeps nobody from ending: a step that is cut leaves nothing behind, or is in the log and found
+    // missing from the counters by the next look.
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => {}
+        () = follow(bus, store, cache) => {}
+    }
+}
+
+async fn follow(bus: Bus, store: Store, cache: Cache) {
     let mut ranges = bus.ranges();
     // The bus is held by its publishers: holding it here would keep the receiver open for ever.
     drop(bus);
@@ -50,11 +60,10 @@ pub async fn run(bus: Bus, store: Store, cache: Cache, cancel: CancellationToken
     let mut look = tokio::time::interval_at(Instant::now(), LOOK_PERIOD);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while open || !follower.is_idle() {
-        // All are cancel-safe: a token, a tick, a receive from a broadcast, nothing at all. Whatever is heard is followed by
+        // All are cancel-safe: a tick, a receive from a broadcast, nothing at all. Whatever is heard is followed by
         // a turn, so that neither keeps the other waiting.
         let next = tokio::select! {
             biased;
-            () = cancel.cancelled() => return,
             _ = look.tick() => Next::Look,
             hint = ranges.recv(), if open => Next::Heard(hint),
             () = ready(()), if !follower.is_idle() => Next::Turn,

@@ -114,3 +114,33 @@ fn workers_are_not_ready_without_the_broker_and_tell_their_figures_without_the_s
     postgres.restart().unwrap();
     eventually("it is ready again", || ready(&processes[2]));
 }
+
+#[test]
+fn processes_whose_store_hangs_end_in_time() {
+    let (postgres, rabbitmq) = (Postgres::start().unwrap(), RabbitMq::start().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!(
+        "[store]\nurl = \"{}\"\n[bus]\nurl = \"{}\"\nshards = 1\n[shutdown]\ncatch_up_timeout = \"1s\"\n",
+        postgres.url(),
+        rabbitmq.url()
+    );
+    let start = |roles: &str| {
+        let data = folder.path().join(roles);
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join("eventbucket.toml"), &file).unwrap();
+        Collector::start_in(&data, &["--roles", roles])
+    };
+    let mut processes = ["insight", "storage"].map(start);
+    postgres.pause().unwrap();
+    // Each of them waits a second for the ledger, in vain, and the store is looked at once a second.
+    for _ in 0..3 {
+        assert!(processes[0].metrics().starts_with("HTTP/1.1 200"));
+    }
+    for process in &mut processes {
+        let since = Instant::now();
+        let ended = process.terminate();
+        assert_eq!(ended.code(), Some(0), "{}", process.logged());
+        assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+    }
+    postgres.resume().unwrap();
+}
