@@ -165,8 +165,10 @@ async fn readers_never_see_a_gap_while_many_write() {
     holds(&store).await;
 }
 
-/// What becomes of the next commit through a proxy.
+/// What becomes of the next commit, or the next beginning of an append, through a proxy.
 pub(crate) enum Cut {
+    /// The server refuses to begin, as when it is told to cancel just then; what is sent behind it arrives.
+    Begin,
     /// It happens, and nobody hears of it.
     Answer,
     /// It doesn't; when it is rolled back, this is done.
@@ -204,8 +206,17 @@ async fn pass(mut client: TcpStream, url: String, told: Arc<Mutex<Option<Cut>>>)
         tokio::select! {
             read = client.read(&mut sent) => match read {
                 Ok(bytes) if bytes > 0 => {
-                    let commits = sent[..bytes].windows(7).any(|window| window == b"COMMIT\0");
-                    let cut = if commits { told.lock().unwrap().take() } else { None };
+                    let place = |word: &[u8]| sent[..bytes].windows(word.len()).position(|part| part == word);
+                    let (commit, begin) = (place(b"COMMIT\0"), place(b"BEGIN ISOLATION"));
+                    let cut = told.lock().unwrap().take_if(|cut| match cut {
+                        Cut::Begin => begin.is_some(),
+                        Cut::Answer | Cut::Commit { .. } => commit.is_some(),
+                    });
+                    if let (Some(Cut::Begin), Some(begin)) = (&cut, begin) {
+                        sent[begin..begin + 5].copy_from_slice(b"BOGUS");
+                        server.write_all(&sent[..bytes]).await.unwrap();
+                        continue;
+                    }
                     if let Some(Cut::Commit { instead }) = &cut {
                         drop(server);
                         sql(&url).await.batch_execute(instead).await.unwrap();

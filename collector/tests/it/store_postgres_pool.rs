@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use eventbucket_collector::project::Standing;
+use eventbucket_collector::query::audit::audit;
 use eventbucket_collector::store::{CountsQuery, Error, PostgresOptions, Store};
 use eventbucket_protocol::Verdict;
 use eventbucket_servers::{Postgres, shared};
@@ -12,7 +13,7 @@ use tokio_postgres::Client;
 
 use crate::harness::{Collector, http};
 use crate::store_fixture::{batch, events, eventually, project};
-use crate::store_postgres::{Database, holds, is_stored, with_project};
+use crate::store_postgres::{Cut, Database, Proxy, holds, is_stored, open, with_project};
 
 /// Far less than a slow read takes here, far more than an append does.
 const SOON: Duration = Duration::from_secs(8);
@@ -136,4 +137,30 @@ async fn what_was_asked_of_a_server_that_hung_is_given_up_and_the_next_is_answer
     assert!(all_stored(&appended[0].verdicts));
     soon(store.head(shop)).await.unwrap();
     holds(&store).await;
+}
+
+#[tokio::test]
+async fn identities_are_never_taken_without_their_transaction() {
+    let (database, store, shop) = with_project().await;
+    let proxy = Proxy::before(&database.url).await;
+    let through = open(&proxy.url).await.unwrap();
+    through.append(vec![batch(shop, events("x", 3))]).await.unwrap();
+    *proxy.cut.lock().unwrap() = Some(Cut::Begin);
+    let refused = through.append(vec![batch(shop, events("y", 3))]).await;
+    assert!(proxy.cut.lock().unwrap().is_none() && refused.is_err(), "the transaction did not begin");
+    let again = store.append(vec![batch(shop, events("y", 3))]).await.unwrap();
+    assert!(all_stored(&again[0].verdicts), "{:?}", again[0].verdicts);
+    holds(&store).await;
+}
+
+#[tokio::test]
+async fn identities_that_no_range_knows_are_found_by_an_audit() {
+    let (database, store, shop) = with_project().await;
+    store.append(vec![batch(shop, events("x", 3))]).await.unwrap();
+    let lost = "INSERT INTO event_id (project, place, id, range_id, digest)
+                SELECT project, place, gen_random_uuid(), 999999, digest FROM event_id LIMIT 1";
+    database.sql().await.batch_execute(lost).await.unwrap();
+    let found = audit(&store, None, |_, _| {}).await.unwrap();
+    let check = found.store.iter().find(|check| check.name == "references_hold").unwrap();
+    assert!(!check.holds && check.detail.contains("no range"), "{check:?}");
 }

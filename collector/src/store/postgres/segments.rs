@@ -20,9 +20,12 @@ const DISTINCT: f32 = -0.01;
 
 /// Begins an append. Until it ends no segment is closed, so all of it goes to the one that is open: whoever opens the next
 /// one waits for it. "evsegmnt" in ASCII. It is the first lock of all, so that nobody who holds another waits for it. Each
-/// statement has to see what was committed before it, whatever the server's default is.
+/// statement has to see what was committed before it, whatever the server's default is. The setting tells what is sent
+/// behind it, before it is answered, that it has begun.
 pub(super) const BEGIN_APPEND: &str = "
-    BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock_shared(x'65767365676d6e74'::bigint)";
+    BEGIN ISOLATION LEVEL READ COMMITTED;
+    SELECT set_config('eventbucket.append', 'begun', true),
+           pg_advisory_xact_lock_shared(x'65767365676d6e74'::bigint)";
 
 /// Closes the open segment: waits for the appends under way, and holds up new ones.
 const CLOSE: &str = "SELECT pg_advisory_xact_lock(x'65767365676d6e74'::bigint)";

@@ -74,3 +74,17 @@ pub(super) async fn stray(
     }
     Ok(None)
 }
+
+/// Finds an identity whose range isn't there: its event was never stored, and would be taken for a duplicate for ever. All
+/// identities are read once, whatever is set for questions about few.
+pub(super) async fn identity_without_range(lease: &mut Lease) -> Result<Option<String>, Error> {
+    lease.batch_execute("SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on").await?;
+    let select =
+        "SELECT event_id.project, event_id.id FROM event_id LEFT JOIN ranges ON ranges.id = event_id.range_id
+         WHERE ranges.id IS NULL LIMIT 1";
+    let found = lease.query_opt(select, &[]).await?;
+    lease.batch_execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off").await?;
+    let Some(row) = found else { return Ok(None) };
+    let (project, id): (i32, uuid::Uuid) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(Some(format!("the identity {id} of project {project} belongs to no range")))
+}

@@ -18,9 +18,12 @@ use crate::store::postgres::segments::BEGIN_APPEND;
 use crate::store::postgres::{BLOCK_BITS, int, project_id, project_number, uint};
 use crate::store::{Appended, Error};
 
+/// Only in a transaction that [`BEGIN_APPEND`] began. It is sent before that is answered; where the server refused to begin,
+/// cancelled just then or out of memory, this would be a transaction of its own and commit identities without their events.
 const INSERT_IDENTITIES: &str = "
     INSERT INTO event_id (project, place, id, range_id, digest)
     SELECT * FROM unnest($1::int4[], $2::int4[], $3::uuid[], $4::int8[], $5::int8[])
+    WHERE current_setting('eventbucket.append', true) = 'begun'
     ON CONFLICT DO NOTHING";
 
 /// Those that were there before: an identity of this append leads to its own range and place.

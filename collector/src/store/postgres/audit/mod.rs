@@ -93,7 +93,10 @@ async fn figures(
     }
     let schema = soundness::schema(lease).await?;
     let known = projects.iter().filter(|(_, figures)| figures.known).map(|(id, _)| *id);
-    let reference = reference.or(soundness::stray(lease, known).await?);
+    let mut reference = reference.or(soundness::stray(lease, known).await?);
+    if reference.is_none() {
+        reference = soundness::identity_without_range(lease).await?;
+    }
     Ok(AuditFigures { projects, pages: PAGES, damage: None, schema, reference })
 }
 
