@@ -284,6 +284,11 @@ impl Error {
         matches!(self, Self::Refused { .. } | Self::UnknownProject(_))
     }
 
+    /// Says whether it may be about what is stored of one project: without that the others' events can be stored.
+    pub(crate) fn may_concern_one_project(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Unreadable { .. } | Self::Postgres { .. })
+    }
+
     /// Says that a row was not written like this.
     pub(crate) fn unreadable(what: impl Into<Arc<str>>) -> Self {
         Self::Unreadable { what: what.into() }

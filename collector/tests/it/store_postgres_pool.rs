@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use eventbucket_collector::project::Standing;
+use eventbucket_collector::project::{ProjectId, Standing};
 use eventbucket_collector::query::audit::audit;
 use eventbucket_collector::store::{CountsQuery, Error, PostgresOptions, Store};
 use eventbucket_protocol::Verdict;
@@ -163,4 +163,30 @@ async fn identities_that_no_range_knows_are_found_by_an_audit() {
     let found = audit(&store, None, |_, _| {}).await.unwrap();
     let check = found.store.iter().find(|check| check.name == "references_hold").unwrap();
     assert!(!check.holds && check.detail.contains("no range"), "{check:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_project_costs_the_others_of_its_append_nothing() {
+    let (database, store, shop) = with_project().await;
+    let others: Vec<ProjectId> =
+        [project(&store, "a").await, project(&store, "b").await].map(|made| made.project.id).to_vec();
+    store.append(vec![batch(shop, events("x", 3))]).await.unwrap();
+    let stray = "INSERT INTO event (project, segment, position, time_ms, received_ms, id, name, properties)
+                 SELECT project, segment, 5, time_ms, received_ms, gen_random_uuid(), name, properties
+                 FROM event WHERE position = 3";
+    database.sql().await.batch_execute(stray).await.unwrap();
+    let sent = [(others[0], "p"), (shop, "q"), (others[1], "r"), (others[0], "s"), (shop, "t")];
+    let sent: Vec<_> = sent.into_iter().map(|(of, id)| batch(of, events(id, 3))).collect();
+    let outcomes = store.append_each(sent.into()).await;
+    for (place, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            Ok(appended) => assert!(matches!(place, 0 | 2 | 3) && all_stored(&appended.verdicts), "{place}"),
+            Err(error) => {
+                assert!(matches!(place, 1 | 4) && matches!(error, Error::Corrupt { .. }), "{place}: {error}")
+            }
+        }
+    }
+    let mend = format!("DELETE FROM event WHERE project = {shop} AND position = 5");
+    database.sql().await.batch_execute(&mend).await.unwrap();
+    holds(&store).await;
 }

@@ -108,17 +108,46 @@ impl Postgres {
     }
 
     pub(in crate::store) async fn append_each(&self, batches: &[ValidBatch]) -> Vec<Result<Appended, Error>> {
+        let several = batches.iter().any(|batch| batch.project != batches[0].project);
+        match self.append_or_split(batches).await {
+            Err(error) if several && error.may_concern_one_project() => self.append_by_project(batches).await,
+            outcome => one_each(outcome, batches.len()),
+        }
+    }
+
+    /// Appends all, or each batch alone where one is refused. An error is about none of them alone.
+    async fn append_or_split(&self, batches: &[ValidBatch]) -> Result<Vec<Result<Appended, Error>>, Error> {
         match self.append(batches).await {
-            Ok(appended) => appended.into_iter().map(Ok).collect(),
+            Ok(appended) => Ok(appended.into_iter().map(Ok).collect()),
             Err(error) if error.concerns_one_batch() => {
                 let mut apart = Vec::with_capacity(batches.len());
                 for batch in batches {
                     apart.push(self.append_alone(batch).await);
                 }
-                apart
+                Ok(apart)
             }
-            Err(error) => vec![Err(error); batches.len()],
+            Err(error) => Err(error),
         }
+    }
+
+    /// Appends the batches of each project in a transaction of their own: what is damaged is most often one project's.
+    async fn append_by_project(&self, batches: &[ValidBatch]) -> Vec<Result<Appended, Error>> {
+        let mut places: BTreeMap<ProjectId, Vec<usize>> = BTreeMap::new();
+        for (place, batch) in batches.iter().enumerate() {
+            places.entry(batch.project).or_default().push(place);
+        }
+        let mut outcomes: Vec<Option<Result<Appended, Error>>> = vec![None; batches.len()];
+        for (project, places) in places {
+            let own: Vec<ValidBatch> = places.iter().map(|place| batches[*place].clone()).collect();
+            let outcome = self.append_or_split(&own).await;
+            if let Err(error) = &outcome {
+                tracing::debug!(%project, %error, "the events of one project can't be stored");
+            }
+            for (place, outcome) in places.into_iter().zip(one_each(outcome, own.len())) {
+                outcomes[place] = Some(outcome);
+            }
+        }
+        outcomes.into_iter().map(|outcome| outcome.expect("each batch has a project")).collect()
     }
 
     /// Appends one batch; events of it that the database refuses are kept aside.
@@ -285,6 +314,14 @@ impl Postgres {
         let mut lease = self.0.log.lease().await?;
         write::are_there(&mut lease, batches, range_ids, appended).await
     }
+}
+
+/// What became of each batch; a failure is everybody's.
+fn one_each(
+    outcome: Result<Vec<Result<Appended, Error>>, Error>,
+    batches: usize,
+) -> Vec<Result<Appended, Error>> {
+    outcome.unwrap_or_else(|error| vec![Err(error); batches])
 }
 
 /// Whether an attempt is meant.
