@@ -6,9 +6,8 @@ use super::redis::RedisLock;
 
 /// A job that at most one process does at a time, until it is dropped or `ttl` has passed since it was taken or renewed.
 ///
-/// A lock with an expiry can't keep a process that was paused from going on after another has taken over. So whatever
-/// the job writes is to be written only if the store has seen no higher [`token`](Self::token) for that name, and the
-/// token is to be kept there in the same transaction, as [`crate::store::Store::drop_before_as`] does.
+/// A lock with an expiry can't keep a process that was paused from going on after another has taken over. It only says who
+/// begins; that no two write at once has to be the store's doing, as it is of [`crate::store::Store::drop_before`].
 pub struct LockGuard {
     pub(super) holder: Holder,
     pub(super) token: u64,

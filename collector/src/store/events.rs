@@ -1,9 +1,10 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use eventbucket_protocol::{Code, Event, Reason, Timestamp, Verdict};
 
-use super::{Backend, Condition, Store};
+use super::{Backend, Condition, Error, Store};
 use crate::bus::message::StoredRange;
+use crate::project::ProjectId;
 
 /// Events in one transaction on SQLite, over all appends that wait: where its speed levels off (146,000 rows a second
 /// against 73,000 at 1,000).
@@ -49,7 +50,7 @@ pub(super) fn refusal(what: &str) -> Reason {
 }
 
 /// What was removed because of its age.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Dropped {
     /// Segments of the log.
     pub segments: u64,
@@ -57,6 +58,8 @@ pub struct Dropped {
     pub events: u64,
     /// Identities, which outlive their events by seven days.
     pub identities: u64,
+    /// Projects whose old events stay because their counts couldn't be sealed, and why not.
+    pub kept: BTreeMap<ProjectId, Error>,
 }
 
 /// An event of the log.

@@ -257,28 +257,16 @@ impl Store {
     }
 
     /// Removes events that were stored longer ago than `age`, a segment at a time, after every view is sealed with what they
-    /// count. Their identities stay seven days longer at least, so that a late resend is known. Takes over from whoever is at it.
+    /// count; those of a project that can't be sealed stay. Their identities stay seven days longer at least, so that a late resend is
+    /// known. Takes over from whoever is at it.
     ///
     /// # Errors
     /// [`Error::Unsupported`] on SQLite; [`Error::TakenOver`] when another call began after this one; otherwise when the
     /// store can't be written, and the next call goes on.
     pub async fn drop_before(&self, age: Duration) -> Result<Dropped, Error> {
-        self.drop_old(age, None).await
-    }
-
-    /// As [`Store::drop_before`], for the holder of a lock: `token` is the lock's, and whoever comes with a lower one than the
-    /// store has seen is refused, also in the middle of its work.
-    ///
-    /// # Errors
-    /// Those of [`Store::drop_before`].
-    pub async fn drop_before_as(&self, age: Duration, token: u64) -> Result<Dropped, Error> {
-        self.drop_old(age, Some(token)).await
-    }
-
-    async fn drop_old(&self, age: Duration, token: Option<u64>) -> Result<Dropped, Error> {
         match &self.0 {
             Backend::Sqlite(_) => Err(Error::Unsupported("a store on SQLite keeps all events")),
-            Backend::Postgres(postgres) => postgres.drop_before(age, token).await,
+            Backend::Postgres(postgres) => postgres.drop_before(age).await,
         }
     }
 

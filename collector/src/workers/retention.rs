@@ -50,7 +50,7 @@ async fn forget_and_drop(store: &Store, cache: &Cache, age: Option<Duration>) {
 
 async fn drop_old(store: &Store, age: Duration, lock: Option<LockGuard>) -> Result<Dropped, Error> {
     let Some(mut lock) = lock else { return store.drop_before(age).await };
-    let mut dropped = pin!(store.drop_before_as(age, lock.token()));
+    let mut dropped = pin!(store.drop_before(age));
     loop {
         // Both are cancel-safe: the work is only looked at, a sleep is begun again.
         tokio::select! {
@@ -64,13 +64,19 @@ async fn drop_old(store: &Store, age: Duration, lock: Option<LockGuard>) -> Resu
 
 fn tell(dropped: Result<Dropped, Error>) {
     match dropped {
-        Ok(Dropped { segments: 0, .. }) => {}
-        Ok(Dropped { events, segments, .. }) => {
-            tracing::info!(
-                events,
-                segments,
-                "events older than the retention were dropped; their counts stay"
-            );
+        Ok(Dropped { events, segments, kept, .. }) => {
+            if events > 0 || segments > 0 {
+                tracing::info!(
+                    events,
+                    segments,
+                    "events older than the retention were dropped; their counts stay"
+                );
+            }
+            if let Some((project, error)) = kept.first_key_value() {
+                let others = kept.len() - 1;
+                tracing::warn!(%project, %error, others,
+                               "old events of a project stay, because its counts can't be sealed; tried again in an hour");
+            }
         }
         Err(Error::TakenOver) => tracing::info!("another process has taken over the dropping of old events"),
         Err(error) => {

@@ -12,7 +12,7 @@ use eventbucket_servers::Redis;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::cache_fixture::Asked as _;
-use crate::store_fixture::{batch, events, eventually, project};
+use crate::store_fixture::{batch, count_all, events, eventually, project};
 use crate::store_postgres::{Database, holds};
 
 /// A log of 30 events in a segment that is old, some of them not counted yet, and 12 in the segment behind it.
@@ -127,28 +127,25 @@ async fn the_ranges_of_what_was_dropped_become_one_however_many_there_are() {
 #[tokio::test]
 async fn a_process_that_was_paused_drops_nothing_once_another_has_taken_over() {
     let (database, store, _) = with_two_segments().await;
-    let lower = store.drop_before_as(Duration::from_secs(30 * 86_400), 10).await.unwrap();
-    assert_eq!(lower.segments, 0);
     // Both are held up before the transaction that drops.
     let in_the_way = database.sql().await;
     in_the_way.batch_execute("BEGIN; SELECT FROM view_live FOR UPDATE").await.unwrap();
-    let begin = |token: u64| {
+    let begin = || {
         let store = store.clone();
-        tokio::spawn(async move { store.drop_before_as(Duration::ZERO, token).await })
+        tokio::spawn(async move { store.drop_before(Duration::ZERO).await })
     };
-    let paused = begin(11);
-    let token = "SELECT token FROM retention";
-    eventually("the first has begun", async || number(&database, token).await == 11).await;
+    let paused = begin();
+    let token = "SELECT coalesce(max(token), 0) FROM retention";
+    eventually("the first has begun", async || number(&database, token).await == 1).await;
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     eventually("it is held up", async || number(&database, waits).await == 1).await;
-    let other = begin(12);
-    eventually("the other has taken over", async || number(&database, token).await == 12).await;
+    let other = begin();
+    eventually("the other has taken over", async || number(&database, token).await == 2).await;
     in_the_way.batch_execute("ROLLBACK").await.unwrap();
     assert!(matches!(paused.await.unwrap(), Err(Error::TakenOver)));
     assert_eq!(other.await.unwrap().unwrap().events, 30);
-    assert!(matches!(store.drop_before_as(Duration::ZERO, 11).await, Err(Error::TakenOver)));
     assert_eq!(store.drop_before(Duration::ZERO).await.unwrap().segments, 0, "the next in turn may");
-    assert_eq!(number(&database, token).await, 13);
+    assert_eq!(number(&database, token).await, 3);
     holds(&store).await;
 }
 
@@ -172,15 +169,100 @@ async fn old_events_go_while_redis_is_away() {
 }
 
 #[tokio::test]
-async fn the_holder_of_the_lock_leaves_its_token_with_the_store() {
+async fn a_clock_of_redis_that_was_ahead_once_keeps_nothing_from_going() {
     let (database, store, _) = with_two_segments().await;
+    let ahead = "INSERT INTO retention (token) VALUES (4102444800000000)";
+    database.sql().await.batch_execute(ahead).await.unwrap();
     let redis = Redis::start().unwrap();
-    let cache = redis.cache().await;
-    let before = cache.lock("retention", Duration::from_secs(30)).await.unwrap();
-    let before_token = before.token();
-    before.release().await;
-    let _worker = worker(&store, &cache, Some(Duration::ZERO));
+    let _worker = worker(&store, &redis.cache().await, Some(Duration::ZERO));
     eventually("they go", async || number(&database, "SELECT count(*) FROM segment").await == 1).await;
-    let token = number(&database, "SELECT token FROM retention").await;
-    assert!(u64::try_from(token).unwrap() > before_token, "{token} after {before_token}");
+    eventually("it is done", async || number(&database, "SELECT count(*) FROM dropped").await == 1).await;
+}
+
+#[tokio::test]
+async fn the_last_events_of_a_store_that_gets_no_more_go_too() {
+    let database = Database::new().await;
+    let store = database.open().await;
+    let shop = project(&store, "shop").await.project.id;
+    store.append(vec![batch(shop, events("x", 30))]).await.unwrap();
+    let idle = database.open().await;
+    assert_eq!(idle.drop_before(Duration::ZERO).await.unwrap().events, 0, "its time has not come");
+    database.age_segment().await;
+    let idle = database.open().await;
+    assert_eq!(idle.drop_before(Duration::from_secs(86_400)).await.unwrap().events, 0, "it ended now");
+    assert_eq!(idle.drop_before(Duration::ZERO).await.unwrap().events, 30);
+    holds(&store).await;
+    assert_eq!(number(&database, SEGMENTS).await, 1);
+    store.append(vec![batch(shop, events("later", 3))]).await.unwrap();
+    holds(&store).await;
+}
+
+const SEGMENTS: &str = "SELECT count(*) FROM segment";
+
+#[tokio::test]
+async fn nothing_waits_for_a_drop_that_waits_for_a_reader() {
+    let (database, store, shop) = with_two_segments().await;
+    let reader = database.sql().await;
+    reader.batch_execute("BEGIN; SELECT count(*) FROM event_1").await.unwrap();
+    let dropping = tokio::spawn({
+        let store = store.clone();
+        async move { store.drop_before(Duration::ZERO).await }
+    });
+    let waits = "SELECT count(*) FROM pg_locks JOIN pg_class ON pg_class.oid = relation
+                 WHERE relname = 'event_1' AND mode = 'AccessExclusiveLock' AND NOT granted";
+    eventually("it waits", async || number(&database, waits).await == 1).await;
+    store.append(vec![batch(shop, events("beside", 3))]).await.unwrap();
+    store.apply_counts(shop, u64::MAX).await.unwrap();
+    assert!(!dropping.is_finished(), "what is stored and counted waits for it");
+    reader.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(dropping.await.unwrap().unwrap().events, 30);
+    holds(&store).await;
+}
+
+#[tokio::test]
+async fn a_project_that_cannot_be_sealed_keeps_its_own_events_alone() {
+    let database = Database::new().await;
+    let store = database.open().await;
+    let mut ids = Vec::new();
+    for name in ["blog", "shop", "wiki"] {
+        ids.push(project(&store, name).await.project.id);
+    }
+    let (blog, shop, wiki) = (ids[0], ids[1], ids[2]);
+    // More than goes at a time where a segment can't go as a whole.
+    store.append(vec![batch(blog, events("one", 10_500)), batch(shop, events("one", 40))]).await.unwrap();
+    let mut next = store;
+    for (round, of) in [("two", [blog, wiki]), ("three", [shop, wiki]), ("four", [blog, shop])] {
+        database.age_segment().await;
+        next = database.open().await;
+        next.append(of.map(|id| batch(id, events(round, 10))).to_vec()).await.unwrap();
+    }
+    let store = next;
+    database
+        .sql()
+        .await
+        .execute("DELETE FROM view_live WHERE project = $1", &[&i32::try_from(shop.0).unwrap()])
+        .await
+        .unwrap();
+    let dropped = store.drop_before(Duration::ZERO).await.unwrap();
+    assert_eq!((dropped.segments, dropped.events), (1, 10_530));
+    assert_eq!(dropped.kept.keys().copied().collect::<Vec<_>>(), [shop]);
+    assert!(matches!(dropped.kept[&shop], Error::CountsMissing(_)));
+    let rows = "SELECT count(*) FROM event WHERE segment < 4";
+    assert_eq!(number(&database, rows).await, 50, "those of the one");
+    for id in [blog, wiki] {
+        count_all(&store, id).await;
+    }
+    assert_eq!(store.drop_before(Duration::ZERO).await.unwrap().events, 0, "as before");
+    store.rebuild_counts(shop, |_, _| {}).await.unwrap();
+    holds(&store).await;
+    let dropped = store.drop_before(Duration::ZERO).await.unwrap();
+    assert_eq!((dropped.segments, dropped.events, dropped.kept.len()), (2, 50, 0));
+    holds(&store).await;
+    for id in ids {
+        store.rebuild_counts(id, |_, _| {}).await.unwrap();
+    }
+    holds(&store).await;
+    age_drops(&database, 8).await;
+    assert_eq!(store.drop_before(Duration::ZERO).await.unwrap().identities, 10_580);
+    holds(&store).await;
 }
