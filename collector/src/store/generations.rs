@@ -14,8 +14,8 @@ pub(super) struct ViewTable {
     pub(super) key: &'static str,
     /// Everything else.
     pub(super) values: &'static str,
-    /// Rows of an old generation that are removed in one transaction: about 50 ms.
-    pub(super) sweep_rows: i64,
+    /// Rows that are copied or removed in one transaction: about 50 ms.
+    pub(super) step_rows: i64,
 }
 
 impl View {
@@ -32,25 +32,20 @@ impl View {
     pub(super) fn tables(self) -> &'static [ViewTable] {
         match self {
             Self::Counts => &[
-                ViewTable {
-                    name: "rollup_counts",
-                    key: "name, hour_ms",
-                    values: "count",
-                    sweep_rows: 10_000,
-                },
+                ViewTable { name: "rollup_counts", key: "name, hour_ms", values: "count", step_rows: 10_000 },
                 // Sketches take at most 3 KiB each.
                 ViewTable {
                     name: "rollup_users",
                     key: "hours, start_ms, name",
                     values: "sketch",
-                    sweep_rows: 2_000,
+                    step_rows: 2_000,
                 },
             ],
             Self::Identifications => &[ViewTable {
                 name: "identification",
                 key: "user_id",
                 values: "linked_to, linked_at, identified, links, events, first_ms, last_ms, last_position, email, traits, refused",
-                sweep_rows: 2_000,
+                step_rows: 2_000,
             }],
         }
     }

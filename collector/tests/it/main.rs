@@ -69,6 +69,7 @@ mod store_postgres_restore;
 mod store_postgres_segments;
 mod store_postgres_tls;
 mod store_random;
+mod store_rebuild;
 mod store_retention;
 mod store_sqlite;
 mod store_users;

@@ -227,11 +227,12 @@ async fn move_heads(lease: &mut Lease, ends: &[(ProjectId, u64)]) -> Result<u64,
         ends.iter().map(|(project, last)| (project_number(*project), int(*last))).unzip();
     // Whoever begins a generation waits, and then begins with what is sealed.
     let views = View::ALL.map(View::name);
-    let lock = "SELECT FROM view_live WHERE view = ANY($1) AND project = ANY($2) ORDER BY project, view FOR UPDATE";
+    let lock =
+        "SELECT FROM view_live WHERE view = ANY($1) AND project = ANY($2) ORDER BY project, view FOR UPDATE";
     lease.execute(lock, &[&&views[..], &projects]).await?;
     let behind = "SELECT EXISTS (
              SELECT FROM unnest($2::int4[], $3::int8[]) AS cut (project, last) JOIN view_state USING (project)
-             WHERE view = $1 AND applied_to >= 0 AND applied_to < last)";
+             WHERE view = ANY($1) AND applied_to >= 0 AND applied_to < last)";
     if lease.query_one(behind, &[&&views[..], &projects, &lasts]).await?.try_get(0)? {
         let why = "a new generation of a view began while old events were dropped";
         return Err(Error::unavailable(why));

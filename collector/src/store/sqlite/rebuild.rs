@@ -162,7 +162,7 @@ pub(super) fn sweep(connection: &Connection, view: View, project: ProjectId) -> 
             "DELETE FROM {name} WHERE (project, generation, {key}) IN (
                  SELECT project, generation, {key} FROM {name} WHERE project = ?1 AND generation < ?2 LIMIT ?3)"
         );
-        removed += connection.execute(&sql, params![project.0, live, table.sweep_rows])?;
+        removed += connection.execute(&sql, params![project.0, live, table.step_rows])?;
     }
     if removed > 0 {
         return Ok(true);
