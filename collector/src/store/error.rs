@@ -273,7 +273,7 @@ impl Error {
         match self {
             Self::Unavailable { .. } => "the store is away; send again".to_owned(),
             Self::Postgres { .. } => {
-                "the store can't do it now; send again, and see the collector's log".to_owned()
+                "the store can't do it now; send again".to_owned()
             }
             _ => self.to_string(),
         }
