@@ -10,6 +10,7 @@ mod resets;
 use std::future::ready;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,8 @@ use crate::cache::Cache;
 use crate::store::{Error, Store};
 use crate::telemetry::complaint::Complaint;
 
+#[cfg(test)]
+pub(super) use follower::reset;
 pub(super) use follower::{Follower, Look};
 
 /// How often the heads are looked at when nothing is announced: how late a lost announcement shows at most.
@@ -37,6 +40,7 @@ enum Next {
     Look,
     Heard(Option<Hint>),
     Turn,
+    Reset(follower::Reset),
 }
 
 /// Follows the log with the counts and the live counters until `cancel`, or until nobody announces any more and everything
@@ -59,18 +63,25 @@ async fn follow(bus: Bus, store: Store, cache: Cache) {
     let (mut follower, mut progress, mut open) = (Follower::default(), Progress::default(), true);
     let mut look = tokio::time::interval_at(Instant::now(), LOOK_PERIOD);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while open || !follower.is_idle() {
-        // All are cancel-safe: a tick, a receive from a broadcast, nothing at all. Whatever is heard is followed by
-        // a turn, so that neither keeps the other waiting.
+    // A sum over all counts of one project: beside it the others are counted.
+    let mut reset = None;
+    while open || !follower.is_idle() || reset.is_some() {
+        // All are cancel-safe: a tick, work that is only looked at, a receive from a broadcast, nothing at all. Whatever
+        // is heard is followed by a turn, so that neither keeps the other waiting.
         let next = tokio::select! {
             biased;
             _ = look.tick() => Next::Look,
+            Some(ended) = OptionFuture::from(reset.as_mut()) => Next::Reset(ended),
             hint = ranges.recv(), if open => Next::Heard(hint),
             () = ready(()), if !follower.is_idle() => Next::Turn,
         };
         match next {
             Next::Look => progress.looked(follower.look(Look::InTime, &store, &cache).await),
             Next::Turn => progress.tried(follower.turn(&store, &cache).await),
+            Next::Reset(ended) => {
+                reset = None;
+                progress.tried(follower.end_reset(ended));
+            }
             Next::Heard(None) => open = false,
             Next::Heard(Some(hint)) => {
                 let mut missed = follower.hear(hint);
@@ -82,6 +93,10 @@ async fn follow(bus: Bus, store: Store, cache: Cache) {
                 }
                 progress.tried(follower.turn(&store, &cache).await);
             }
+        }
+        if reset.is_none() {
+            let begin = |project| Box::pin(follower::reset(project, &store, &cache));
+            reset = follower.begin_reset().map(begin);
         }
     }
 }

@@ -36,6 +36,7 @@ mod foreign_store;
 mod harness;
 mod in_process;
 mod project_limits;
+mod insight_resets;
 mod query_dead_letters;
 mod query_events;
 mod query_filters;

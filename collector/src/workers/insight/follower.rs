@@ -1,3 +1,4 @@
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use uuid::Uuid;
@@ -16,20 +17,12 @@ use crate::workers::ask::{Live, Log};
 pub(crate) struct Follower {
     /// Projects with something to do, next first, each once.
     turns: VecDeque<ProjectId>,
-    work: BTreeMap<ProjectId, Work>,
+    /// Through where the log of each is to be applied.
+    work: BTreeMap<ProjectId, u64>,
     /// How far the store has come, as it said itself: doubled and late ranges end here.
     applied: BTreeMap<ProjectId, (Uuid, u64)>,
     doubts: Doubts,
     resets: Resets,
-}
-
-/// What waits for a project's turn.
-#[derive(Default)]
-struct Work {
-    /// The log is to be applied up to here.
-    through: u64,
-    /// The live counters are to be begun anew first.
-    reset: bool,
 }
 
 /// Why it is looked.
@@ -51,17 +44,22 @@ impl Follower {
     /// adds up to one step.
     pub(crate) fn hear(&mut self, hint: Hint) -> bool {
         if let Hint::Range(range) = hint {
-            let work = self.work(range.project);
-            work.through = work.through.max(range.last);
+            self.follow(range.project, range.last);
         }
         hint == Hint::Missed
     }
 
-    fn work(&mut self, project: ProjectId) -> &mut Work {
-        self.work.entry(project).or_insert_with(|| {
-            self.turns.push_back(project);
-            Work::default()
-        })
+    /// Gives a project a turn. While its live counters are begun anew it waits: they would lie behind what is applied meanwhile.
+    fn follow(&mut self, project: ProjectId, through: u64) {
+        match self.work.entry(project) {
+            Entry::Occupied(mut known) => *known.get_mut() = through.max(*known.get()),
+            Entry::Vacant(new) => {
+                new.insert(through);
+                if !self.resets.is_under_way(project) {
+                    self.turns.push_back(project);
+                }
+            }
+        }
     }
 
     /// Compares every project's counts with its head, and its live counters with its counts. It costs one question to the
@@ -90,8 +88,7 @@ impl Follower {
         for of in progress {
             self.applied.insert(of.project, (epoch, of.applied_to()));
             if of.applied_to() < of.head {
-                let work = self.work(of.project);
-                work.through = work.through.max(of.head);
+                self.follow(of.project, of.head);
             }
         }
         Ok(())
@@ -110,7 +107,7 @@ impl Follower {
             let stored = CountersState { epoch, generation, applied_to };
             let doubts = if why == Look::InTime { &mut self.doubts } else { &mut none };
             if doubts.must_reset(of.project, stored, *counted) {
-                self.work(of.project).reset = true;
+                self.resets.want(of.project);
             }
         }
     }
@@ -118,10 +115,7 @@ impl Follower {
     /// Does one step of the project whose turn it is. What fails is found again by the next look.
     pub(crate) async fn turn(&mut self, store: &impl Log, cache: &impl Live) -> Result<(), Error> {
         let Some(project) = self.turns.pop_front() else { return Ok(()) };
-        let Work { through, reset } = self.work.remove(&project).unwrap_or_default();
-        if reset && self.resets.may_begin(project) {
-            self.reset(project, store, cache).await?;
-        }
+        let through = self.work.remove(&project).unwrap_or_default();
         let epoch = store.epoch();
         if self.applied.get(&project).is_some_and(|(of, applied_to)| *of == epoch && *applied_to >= through) {
             return Ok(());
@@ -135,7 +129,7 @@ impl Follower {
         let counts_moved = applied.through > applied.from;
         // What stands still is somebody else's for now, and is found again by the next look.
         if reached < through && (counts_moved || identified.through > identified.from) {
-            self.work(project).through = through;
+            self.follow(project, through);
         }
         if !counts_moved {
             return Ok(());
@@ -143,20 +137,42 @@ impl Follower {
         let counted = cache.count_up(project, epoch, &applied).await;
         match counted {
             Ok(true) => {}
-            Ok(false) => self.work(project).reset = true,
+            Ok(false) => self.resets.want(project),
             Err(Away) => self.resets.shut(),
         }
         Ok(())
     }
 
-    async fn reset(&mut self, project: ProjectId, store: &impl Log, cache: &impl Live) -> Result<(), Error> {
-        // Before the totals: those of a log that was restored in between are found wrong by the next look.
-        let epoch = store.epoch();
-        let totals = store.count_totals(project, COUNTER_NAMES_MAX).await?;
-        let reset = cache.reset(project, epoch, totals).await;
-        self.resets.ended(project, reset.is_ok());
-        Ok(())
+    /// Says whose live counters are to be begun anew next, by [`reset`], if anybody's. One at a time: each costs the store a sum
+    /// over all counts of its project, and the others are counted meanwhile.
+    pub(crate) fn begin_reset(&mut self) -> Option<ProjectId> {
+        let project = self.resets.begin()?;
+        self.turns.retain(|of| *of != project);
+        Some(project)
     }
+
+    /// Notes what became of it. What failed is found again by a later look; until then its project is counted.
+    pub(crate) fn end_reset(&mut self, (project, outcome): Reset) -> Result<(), Error> {
+        self.resets.ended(project, matches!(outcome, Ok(true)));
+        if self.work.contains_key(&project) {
+            self.turns.push_back(project);
+        }
+        outcome.map(drop)
+    }
+}
+
+/// Whose live counters were begun anew, and whether the cache took them.
+pub(crate) type Reset = (ProjectId, Result<bool, Error>);
+
+/// Begins a project's live counters anew with what the store holds.
+pub(crate) async fn reset(project: ProjectId, store: &impl Log, cache: &impl Live) -> Reset {
+    // Before the totals: those of a log that was restored in between are found wrong by the next look.
+    let epoch = store.epoch();
+    let taken = match store.count_totals(project, COUNTER_NAMES_MAX).await {
+        Ok(totals) => Ok(cache.reset(project, epoch, totals).await.is_ok()),
+        Err(error) => Err(error),
+    };
+    (project, taken)
 }
 
 /// See [`super::notice_restore`].
@@ -241,6 +257,13 @@ mod tests {
         follower.look(Look::InTime, store, cache).await.unwrap();
         while !follower.is_idle() {
             follower.turn(store, cache).await.unwrap();
+        }
+        begin_anew(follower, store, cache).await;
+    }
+
+    async fn begin_anew(follower: &mut Follower, store: &impl Log, cache: &Cache) {
+        while let Some(project) = follower.begin_reset() {
+            follower.end_reset(reset(project, store, cache).await).unwrap();
         }
     }
 
@@ -338,6 +361,7 @@ mod tests {
         store.append(vec![batch(blog, "x")]).await.unwrap();
         let steps = Steps { store: &store, order: std::cell::RefCell::default() };
         follower.look(Look::InTime, &steps, &cache).await.unwrap();
+        begin_anew(&mut follower, &steps, &cache).await;
         while !follower.is_idle() {
             follower.turn(&steps, &cache).await.unwrap();
         }

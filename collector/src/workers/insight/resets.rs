@@ -1,15 +1,17 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::project::ProjectId;
 
 /// How many looks a project's reset is left alone at most, after it has failed again and again: 16 s.
 const PAUSE_MAX: u32 = 16;
 
-/// Resets that the cache didn't take: it has no memory left, or it went away in between. Each costs the store a sum over all
-/// counts of a project, so after one that failed there is no other before the next look, and none of that project for 1, 2,
-/// 4 … looks.
+/// Resets that are wanted, and those that failed: the cache has no memory left or went away in between, or the store couldn't
+/// add up. Each costs the store a sum over all counts of a project, so one is under way at a time; after one that failed there is
+/// no other before the next look, and none of that project for 1, 2, 4 … looks.
 #[derive(Default)]
 pub(super) struct Resets {
+    wanted: BTreeSet<ProjectId>,
+    under_way: Option<ProjectId>,
     shut: bool,
     paused: BTreeMap<ProjectId, Pause>,
 }
@@ -21,11 +23,37 @@ struct Pause {
 }
 
 impl Resets {
-    pub(super) fn may_begin(&self, project: ProjectId) -> bool {
+    /// Puts a project in line. What seems wrong of one that is under way is what it mends.
+    pub(super) fn want(&mut self, project: ProjectId) {
+        if !self.is_under_way(project) {
+            self.wanted.insert(project);
+        }
+    }
+
+    pub(super) fn is_under_way(&self, project: ProjectId) -> bool {
+        self.under_way == Some(project)
+    }
+
+    /// Begins the next one that may. The others are wanted again by the next look, if they still are.
+    pub(super) fn begin(&mut self) -> Option<ProjectId> {
+        if self.under_way.is_none() {
+            while let Some(project) = self.wanted.pop_first() {
+                if self.may_begin(project) {
+                    self.under_way = Some(project);
+                    break;
+                }
+            }
+            return self.under_way;
+        }
+        None
+    }
+
+    fn may_begin(&self, project: ProjectId) -> bool {
         !self.shut && self.paused.get(&project).is_none_or(|pause| pause.left == 0)
     }
 
     pub(super) fn ended(&mut self, project: ProjectId, taken: bool) {
+        self.under_way = None;
         if taken {
             self.paused.remove(&project);
             return;

@@ -5,10 +5,10 @@ use super::{LOOK_MS, Role, Simulation};
 use crate::bus::Hint;
 use crate::bus::message::{StoredRange, ValidBatch};
 use crate::project::ProjectId;
-use crate::workers::insight::{Follower, Look};
+use crate::workers::insight::{Follower, Look, reset};
 use crate::workers::storage::Writer;
 use crate::workers::tests::sending::pick;
-use crate::workers::tests::world::{Ask, At, Fate, Ticket, Waiting};
+use crate::workers::tests::world::{Ask, At, Fate, Ticket, Waiting, Way};
 
 impl Simulation {
     pub(super) fn start(&mut self, place: usize, task: impl Future<Output = ()> + 'static) {
@@ -44,15 +44,16 @@ impl Simulation {
                         if missed {
                             drop(follower.look(Look::OutOfTime, &way, &way).await);
                         }
-                        drop(follower.turn(&way, &way).await);
+                        turn(follower, &way).await;
                     });
                 } else if self.workers[place].look_at <= now {
                     self.workers[place].look_at = now + LOOK_MS;
                     self.follow(place, follower, async move |follower| {
                         drop(follower.look(Look::InTime, &way, &way).await);
+                        reset_some(follower, &way).await;
                     });
                 } else if !follower.is_idle() {
-                    self.follow(place, follower, async move |follower| drop(follower.turn(&way, &way).await));
+                    self.follow(place, follower, async move |follower| turn(follower, &way).await);
                 } else {
                     self.workers[place].follower.replace(follower);
                 }
@@ -169,5 +170,17 @@ impl Simulation {
             2 => Hint::Range(StoredRange { last: range.last + 1 + self.random.below(4), ..range }),
             _ => Hint::Range(StoredRange { last: range.last - 1, ..range }),
         }
+    }
+}
+
+async fn turn(follower: &mut Follower, way: &Way) {
+    drop(follower.turn(way, way).await);
+    reset_some(follower, way).await;
+}
+
+/// What is done beside the turns of other projects is done between them here: a worker stands at one place at a time.
+async fn reset_some(follower: &mut Follower, way: &Way) {
+    while let Some(project) = follower.begin_reset() {
+        drop(follower.end_reset(reset(project, way, way).await));
     }
 }
