@@ -21,16 +21,16 @@ fn hours(prefix: &str, count: i64) -> Vec<Event> {
     (0..count).map(one).collect()
 }
 
-/// A log whose first 12,000 events were dropped and are sealed, with 6 behind them.
+/// A log whose first 4,000 events were dropped and are sealed, with 6 behind them.
 async fn sealed() -> (Database, Store, ProjectId) {
     let database = Database::new().await;
     let store = database.open().await;
     let shop = project(&store, "shop").await.project.id;
-    store.append(vec![batch(shop, hours("old", 12_000))]).await.unwrap();
+    store.append(vec![batch(shop, hours("old", 4_000))]).await.unwrap();
     database.age_segment().await;
     let store = database.open().await;
     store.append(vec![batch(shop, hours("new", 6))]).await.unwrap();
-    assert_eq!(store.drop_before(Duration::ZERO).await.unwrap().events, 12_000);
+    assert_eq!(store.drop_before(Duration::ZERO).await.unwrap().events, 4_000);
     holds(&store).await;
     (database, store, shop)
 }
@@ -77,7 +77,7 @@ async fn what_comes_while_a_seal_is_copied_is_counted() {
     let (database, store, shop) = sealed().await;
     let (holder, rebuild) = held_up(&database, &store, shop).await;
     store.append(vec![batch(shop, hours("more", 7))]).await.unwrap();
-    assert_eq!(store.apply_counts(shop, u64::MAX).await.unwrap().through, 12_013);
+    assert_eq!(store.apply_counts(shop, u64::MAX).await.unwrap().through, 4_013);
     assert!(!rebuild.is_finished());
     holder.batch_execute("ROLLBACK").await.unwrap();
     rebuild.await.unwrap();
