@@ -15,6 +15,9 @@ use crate::store::Error;
 /// newest segment. What is about older ones goes when all are let go of, and those in use are prepared anew, in 10 ms.
 const STATEMENTS_MAX: usize = 256;
 
+/// How long answers that nobody waits for any more may take: on a busy server most come by then, and the connection is kept.
+const SETTLING_MAX: Duration = Duration::from_millis(500);
+
 /// After how long the server is told to cancel what a connection that is to end still runs, and then after twice as long each
 /// time: soon enough that its place is free within a second, late enough that what has just ended costs no second connection.
 const CANCEL_AFTER: Duration = Duration::from_millis(100);
@@ -48,6 +51,20 @@ impl Connection {
     /// Says whether the next who borrows it finds it as if nobody had before.
     pub(super) fn is_at_rest(&self) -> bool {
         !self.in_transaction && self.unanswered.load(Ordering::Relaxed) == 0
+    }
+
+    /// Waits a moment for answers that nobody waits for any more, and says whether all came. After a transaction that didn't end
+    /// it never does.
+    pub(super) async fn settles(&self) -> bool {
+        if self.in_transaction {
+            return false;
+        }
+        // Questions are answered in their order.
+        let settled = matches!(timeout(SETTLING_MAX, self.client.batch_execute("")).await, Ok(Ok(())));
+        if settled {
+            self.unanswered.store(0, Ordering::Relaxed);
+        }
+        settled
     }
 
     /// Notes a question until its answer. What is dropped in between stays noted for ever.

@@ -94,12 +94,17 @@ impl Pool {
             Err(_) if self.0.purpose == Use::Reads => return Err(Error::Crowded),
             Err(_) => return Err(Error::unavailable("all connections to the database are busy")),
         };
-        let connection = match self.idle() {
-            Some(connection) => connection,
-            None => self.connect().await?,
-        };
-        let pool = Arc::clone(&self.0);
-        Ok(Lease { connection: Some(connection), pool, slot: Some(slot) })
+        if let Some(connection) = self.idle() {
+            return Ok(self.leased(connection, slot));
+        }
+        // Who waits for a second at most, on a server that takes longer to connect to, finds the connection the next time.
+        let pool = self.clone();
+        let connecting = tokio::spawn(async move { Ok(pool.leased(pool.connect().await?, slot)) });
+        connecting.await.unwrap_or_else(|_| Err(Error::unavailable("connecting was cut short")))
+    }
+
+    fn leased(&self, connection: Connection, slot: OwnedSemaphorePermit) -> Lease {
+        Lease { connection: Some(connection), pool: Arc::clone(&self.0), slot: Some(slot) }
     }
 
     fn idle(&self) -> Option<Connection> {
@@ -188,8 +193,8 @@ fn remedy(code: Option<&SqlState>) -> &'static str {
     }
 }
 
-/// A borrowed connection. It is given back at rest alone: one that is dropped in the middle of a transaction, or before its
-/// last answer, keeps its place until what it runs is cancelled and it has ended.
+/// A borrowed connection. It is given back at rest alone: one that is dropped in the middle of a transaction, or before an
+/// answer that doesn't come soon, keeps its place until what it runs is cancelled and it has ended.
 pub(super) struct Lease {
     connection: Option<Connection>,
     pool: Arc<Shared>,
@@ -213,20 +218,29 @@ impl DerefMut for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let (Some(connection), slot) = (self.connection.take(), self.slot.take()) else { return };
-        if connection.is_closed() || self.pool.slots.is_closed() {
-            return;
-        }
         if connection.is_at_rest() {
-            self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            self.pool.take_back(connection);
             return;
         }
         // Without a runtime everything ends now.
         let Ok(runtime) = Handle::try_current() else { return };
-        let tls = self.pool.tls.clone();
+        let pool = Arc::clone(&self.pool);
         runtime.spawn(async move {
-            connection.end(tls).await;
+            if connection.settles().await {
+                pool.take_back(connection);
+            } else {
+                connection.end(pool.tls.clone()).await;
+            }
             drop(slot);
         });
+    }
+}
+
+impl Shared {
+    fn take_back(&self, connection: Connection) {
+        if !connection.is_closed() && !self.slots.is_closed() {
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        }
     }
 }
 
