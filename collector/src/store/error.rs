@@ -272,9 +272,7 @@ impl Error {
     pub fn told(&self) -> String {
         match self {
             Self::Unavailable { .. } => "the store is away; send again".to_owned(),
-            Self::Postgres { .. } => {
-                "the store can't do it now; send again".to_owned()
-            }
+            Self::Postgres { .. } => "the store can't do it now; send again".to_owned(),
             _ => self.to_string(),
         }
     }
