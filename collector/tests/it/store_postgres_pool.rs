@@ -182,7 +182,7 @@ async fn a_damaged_project_costs_the_others_of_its_append_nothing() {
         match outcome {
             Ok(appended) => assert!(matches!(place, 0 | 2 | 3) && all_stored(&appended.verdicts), "{place}"),
             Err(error) => {
-                assert!(matches!(place, 1 | 4) && matches!(error, Error::Corrupt { .. }), "{place}: {error}");;
+                assert!(matches!(place, 1 | 4) && matches!(error, Error::Corrupt { .. }), "{place}: {error}");
             }
         }
     }
