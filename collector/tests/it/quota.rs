@@ -47,21 +47,28 @@ async fn usage_is_counted_by_days_whatever_became_of_the_events() {
         let expected = [20, 20, 19, 14, 9, 0];
         assert_eq!(all(&store).await, expected);
         assert_eq!(store.received_since(blog, 0).await.unwrap(), 7);
-        // The version before had no such table.
+        // The version before had no such table, nor what came later.
         store.close().await.unwrap();
         let store = match &place {
             Place::Sqlite(folder) => {
                 place
                     .change(
                         "DROP TABLE usage; ALTER TABLE project DROP COLUMN events_per_s;
-                         ALTER TABLE project DROP COLUMN events_per_day; PRAGMA user_version = 2",
+                         ALTER TABLE project DROP COLUMN events_per_day; DROP TABLE identification;
+                         DELETE FROM view_live WHERE view = 'identifications';
+                         DELETE FROM view_state WHERE view = 'identifications'; PRAGMA user_version = 2",
                     )
                     .await;
                 folder.open()
             }
             Place::Postgres(database) => {
                 place
-                    .change("DROP TABLE usage; UPDATE schema_version SET version = 3 WHERE part = 'log'")
+                    .change(
+                        "DROP TABLE usage; DROP TABLE identification;
+                         DELETE FROM view_live WHERE view = 'identifications';
+                         DELETE FROM view_state WHERE view = 'identifications';
+                         UPDATE schema_version SET version = 3 WHERE part = 'log'",
+                    )
                     .await;
                 database.open().await
             }

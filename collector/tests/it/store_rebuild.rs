@@ -59,7 +59,7 @@ async fn number(database: &Database, select: &str) -> i64 {
 /// Rows of generations that are neither sealed nor live.
 const LEFT: &str = "
     SELECT count(*) FROM (SELECT project, generation FROM rollup_counts UNION ALL SELECT project, generation FROM rollup_users
-                          UNION ALL SELECT project, generation FROM view_state) AS rows
+                          UNION ALL SELECT project, generation FROM view_state WHERE view = 'counts') AS rows
     WHERE generation NOT IN (0, (SELECT generation FROM view_live WHERE view = 'counts' AND view_live.project = rows.project))";
 
 async fn is_right(database: &Database, store: &Store, shop: ProjectId) {

@@ -29,6 +29,7 @@ impl Postgres {
         let Some((first, last)) = filter.span(order, POSITION_MAX) else { return Ok(page.finish()) };
         let reading = Reading { project, filter, newest_first: order.is_newest_first() };
         let mut lease = self.0.reads.lease().await?;
+        lease.begin_as("BEGIN READ ONLY").await?;
         let mut spans = spans(&mut lease, project).await?;
         if reading.newest_first {
             spans.reverse();
@@ -39,6 +40,7 @@ impl Postgres {
                 break;
             }
         }
+        lease.commit().await?;
         Ok(page.finish())
     }
 }
