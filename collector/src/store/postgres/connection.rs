@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Buf;
 use tokio::time::timeout;
+use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::types::{BorrowToSql, ToSql};
 use tokio_postgres::{Client, CopyInSink, Error as Failed, Row, RowStream, Statement, ToStatement};
 use tokio_util::task::AbortOnDropHandle;
@@ -37,6 +38,12 @@ pub(super) struct Connection {
     in_transaction: bool,
 }
 
+/// Says whether the server ends the connection with this: it is told before the connection is closed.
+fn is_the_end(error: &Failed) -> bool {
+    let severity = error.as_db_error().and_then(DbError::parsed_severity);
+    error.is_closed() || matches!(severity, Some(Severity::Fatal | Severity::Panic))
+}
+
 impl Connection {
     /// Takes a client, and the task that ends with its connection.
     pub(super) fn new(client: Client, driver: AbortOnDropHandle<()>) -> Self {
@@ -67,11 +74,14 @@ impl Connection {
         settled
     }
 
-    /// Notes a question until its answer. What is dropped in between stays noted for ever.
+    /// Notes a question until its answer. What is dropped in between stays noted for ever, and so does one whose answer is the
+    /// last that comes.
     async fn answered<T>(&self, answer: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
         self.unanswered.fetch_add(1, Ordering::Relaxed);
         let answer = answer.await;
-        self.unanswered.fetch_sub(1, Ordering::Relaxed);
+        if !answer.as_ref().is_err_and(is_the_end) {
+            self.unanswered.fetch_sub(1, Ordering::Relaxed);
+        }
         answer
     }
 
