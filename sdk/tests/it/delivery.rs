@@ -238,7 +238,8 @@ fn batches_go_to_all_collectors_in_turn() {
     let _report = bucket.shutdown_blocking(LONG);
     let counts = [first.state().log.len(), second.state().log.len()];
     assert_eq!(counts[0] + counts[1], 400);
-    assert!(counts.iter().all(|count| *count >= 40), "{counts:?}");
+    // On a busy machine one of them may fail once, and is left alone for a while.
+    assert!(counts.iter().all(|count| *count >= 10), "{counts:?}");
 }
 
 #[test]

@@ -121,7 +121,11 @@ impl Postgres {
         };
         let state = live_state(&mut lease, project).await?;
         let applied = step(&mut lease, project, state, through).await?;
-        let identified = identifications::follow(&mut lease, project, through).await?;
+        let identified = if applied.through > applied.from {
+            identifications::follow_from_afar(&mut lease, project, applied.through).await?
+        } else {
+            identifications::follow(&mut lease, project, through).await?
+        };
         lease.commit().await?;
         Ok(Applied { identified, ..applied })
     }

@@ -21,6 +21,24 @@ pub(super) const TABLE: &str = "identification";
 /// Users read or written by one statement. Those whose traits are read or written take at most 64 KiB each: 16 MiB.
 const USERS_AT_ONCE: usize = 250;
 
+/// How far users may lie behind the counts while these move. A row a user and step costs the database as much as storing its
+/// event, so under load they follow in steps in which most users come several times; at rest the next look finds them behind.
+const BEHIND_MAX: u64 = 20_000;
+
+/// Moves the live generation on where it is too far behind what is counted.
+pub(super) async fn follow_from_afar(
+    lease: &mut Lease,
+    project: ProjectId,
+    counted: u64,
+) -> Result<Moved, Error> {
+    match find_live(lease, View::Identifications, project).await? {
+        Some(ViewState { applied_to, .. }) if counted.saturating_sub(applied_to) < BEHIND_MAX => {
+            Ok(Moved { from: applied_to, through: applied_to })
+        }
+        _ => follow(lease, project, counted).await,
+    }
+}
+
 /// Moves the live generation on, as a part of what the counts do. While somebody else has it, as a rebuild does, it is left to
 /// the next look.
 pub(super) async fn follow(lease: &mut Lease, project: ProjectId, through: u64) -> Result<Moved, Error> {

@@ -124,11 +124,13 @@ impl Follower {
         // step began.
         let applied = store.apply_counts(project, through).await?;
         let identified = applied.identified;
-        let reached = applied.through.min(identified.through);
-        self.applied.insert(project, (epoch, reached));
         let counts_moved = applied.through > applied.from;
-        // What stands still is somebody else's for now, and is found again by the next look.
-        if reached < through && (counts_moved || identified.through > identified.from) {
+        let identified_moved = identified.through > identified.from;
+        // What stands still is somebody else's for now, or may lie behind for a moment, and is found again by the next look.
+        let reached =
+            if identified_moved { applied.through.min(identified.through) } else { applied.through };
+        self.applied.insert(project, (epoch, reached));
+        if reached < through && (counts_moved || identified_moved) {
             self.follow(project, through);
         }
         if !counts_moved {
