@@ -49,9 +49,13 @@ pub struct DeadLetter {
     pub events: Option<usize>,
     /// The batches in it, when it can be read.
     pub batches: Vec<ValidBatch>,
+    hash: Hash,
     tag: u64,
     message: Vec<u8>,
 }
+
+/// SHA-256 of a letter's content.
+type Hash = [u8; 32];
 
 /// Bytes of the hash in an id: of the 10,000 letters of a walk two share their 48 bits in one case of 5 million.
 const ID_BYTES: usize = 6;
@@ -74,7 +78,7 @@ pub struct DeadLetters {
     /// How many to come by still: those that were there when it began, so that what is put back meanwhile isn't met again.
     left: Option<u32>,
     /// Hashes of those it came by and left: a message that was buried twice over is one letter.
-    known: HashSet<[u8; 32]>,
+    known: HashSet<Hash>,
     last_tag: Option<u64>,
 }
 
@@ -106,10 +110,11 @@ impl DeadLetters {
             let left = self.left.unwrap_or((got.message_count + 1).min(WALK_MESSAGES_MAX));
             self.left = Some(left - 1);
             let (tag, message) = (got.delivery.delivery_tag, got.delivery.data);
-            if self.known.insert(Sha256::digest(&message).into()) {
+            let hash = Sha256::digest(&message).into();
+            if self.known.insert(hash) {
                 self.last_tag = Some(tag);
                 let headers = got.delivery.properties.headers().clone().unwrap_or_default();
-                return Ok(Some(letter(tag, &headers, message)));
+                return Ok(Some(letter(tag, &headers, hash, message)));
             }
             self.acknowledge(tag).await?;
         }
@@ -141,7 +146,7 @@ impl DeadLetters {
     /// When the broker can't be told.
     pub async fn discard(&mut self, letter: &DeadLetter) -> Result<(), Error> {
         // What is met again behind it came back from a replay, of this walk or another.
-        self.known.remove(&<[u8; 32]>::from(Sha256::digest(&letter.message)));
+        self.known.remove(&letter.hash);
         self.acknowledge(letter.tag).await
     }
 
@@ -176,7 +181,7 @@ async fn answered<T>(
     }
 }
 
-fn letter(tag: u64, headers: &FieldTable, message: Vec<u8>) -> DeadLetter {
+fn letter(tag: u64, headers: &FieldTable, hash: Hash, message: Vec<u8>) -> DeadLetter {
     let read = wire::read_message(&message);
     let header = |name: &str| match headers.inner().get(name) {
         Some(AMQPValue::LongString(text)) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
@@ -194,13 +199,13 @@ fn letter(tag: u64, headers: &FieldTable, message: Vec<u8>) -> DeadLetter {
         _ => None,
     };
     let readable = read.is_ok();
-    let id = Sha256::digest(&message).iter().take(ID_BYTES).map(|byte| format!("{byte:02x}")).collect();
+    let id = hash.iter().take(ID_BYTES).map(|byte| format!("{byte:02x}")).collect();
     let batches = read.unwrap_or_default();
     let mut projects: Vec<u32> = batches.iter().map(|batch| batch.project.0).collect();
     projects.sort_unstable();
     projects.dedup();
     let events = readable.then(|| batches.iter().map(|batch| batch.events.len()).sum());
-    DeadLetter { id, reason, time, projects, events, batches, tag, message }
+    DeadLetter { id, reason, time, projects, events, batches, hash, tag, message }
 }
 
 /// How often it is looked how many there are: they come by the day rather than by the second.
