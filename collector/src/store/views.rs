@@ -6,6 +6,7 @@ use uuid::Uuid;
 use crate::insight::{self, Grain, Sketch};
 use crate::project::ProjectId;
 
+use super::generations::View;
 use super::{Backend, Error, Store};
 
 /// How far the live generation of a view has come in one project.
@@ -309,10 +310,7 @@ impl Store {
         project: ProjectId,
         progress: impl Fn(u64, u64) + Send,
     ) -> Result<ViewState, Error> {
-        match &self.0 {
-            Backend::Sqlite(sqlite) => sqlite.rebuild_counts(project, progress).await,
-            Backend::Postgres(postgres) => postgres.rebuild_counts(project, progress).await,
-        }
+        self.rebuild(View::Counts, project, progress).await
     }
 
     /// As [`Store::rebuild_counts`], for the identifications.
@@ -324,9 +322,18 @@ impl Store {
         project: ProjectId,
         progress: impl Fn(u64, u64) + Send,
     ) -> Result<ViewState, Error> {
+        self.rebuild(View::Identifications, project, progress).await
+    }
+
+    async fn rebuild(
+        &self,
+        view: View,
+        project: ProjectId,
+        progress: impl Fn(u64, u64) + Send,
+    ) -> Result<ViewState, Error> {
         match &self.0 {
-            Backend::Sqlite(sqlite) => sqlite.rebuild_identifications(project, progress).await,
-            Backend::Postgres(postgres) => postgres.rebuild_identifications(project, progress).await,
+            Backend::Sqlite(sqlite) => sqlite.rebuild(view, project, progress).await,
+            Backend::Postgres(postgres) => postgres.rebuild(view, project, progress).await,
         }
     }
 }

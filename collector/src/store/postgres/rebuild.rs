@@ -21,23 +21,7 @@ struct Rebuilt {
 }
 
 impl Postgres {
-    pub(in crate::store) async fn rebuild_counts(
-        &self,
-        project: ProjectId,
-        progress: impl Fn(u64, u64) + Send,
-    ) -> Result<ViewState, Error> {
-        self.rebuild(View::Counts, project, progress).await
-    }
-
-    pub(in crate::store) async fn rebuild_identifications(
-        &self,
-        project: ProjectId,
-        progress: impl Fn(u64, u64) + Send,
-    ) -> Result<ViewState, Error> {
-        self.rebuild(View::Identifications, project, progress).await
-    }
-
-    async fn rebuild(
+    pub(in crate::store) async fn rebuild(
         &self,
         view: View,
         project: ProjectId,

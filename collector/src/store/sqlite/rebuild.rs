@@ -9,23 +9,7 @@ use crate::store::generations::View;
 use crate::store::{Error, ViewState};
 
 impl Sqlite {
-    pub(in crate::store) async fn rebuild_counts(
-        &self,
-        project: ProjectId,
-        progress: impl Fn(u64, u64) + Send,
-    ) -> Result<ViewState, Error> {
-        self.rebuild(View::Counts, project, progress).await
-    }
-
-    pub(in crate::store) async fn rebuild_identifications(
-        &self,
-        project: ProjectId,
-        progress: impl Fn(u64, u64) + Send,
-    ) -> Result<ViewState, Error> {
-        self.rebuild(View::Identifications, project, progress).await
-    }
-
-    async fn rebuild(
+    pub(in crate::store) async fn rebuild(
         &self,
         view: View,
         project: ProjectId,
