@@ -1,21 +1,18 @@
 //! The dead letters of a key's project: messages that nobody could process.
 
-use axum::extract::rejection::PathRejection;
-use axum::extract::{self, Path};
+use axum::extract;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use serde::Serialize;
 use tokio::sync::SemaphorePermit;
 
-use super::parameters::Parameters;
+use super::parameters::{Parameters, PathId, in_path};
 use super::problem::{Cause, Refusal};
 use super::{State, key, reply};
-use crate::query::{LIMIT_DEFAULT, LetterDeed, LetterShape, WholeLetterShape};
+use crate::query::{LetterDeed, LetterShape, WholeLetterShape};
 
 /// When to ask again while somebody else looks at the letters.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
-
-type Id = Result<Path<String>, PathRejection>;
 
 #[derive(Serialize)]
 struct LettersDocument {
@@ -32,8 +29,7 @@ pub(super) async fn list(
 ) -> Result<Response, Refusal> {
     let grant = key::reader(&edge, &headers).await?;
     let mut parameters = Parameters::of(&uri)?;
-    let cursor = parameters.text("cursor")?;
-    let limit = parameters.number("limit")?.unwrap_or(LIMIT_DEFAULT);
+    let (cursor, limit) = parameters.page()?;
     parameters.finish()?;
     let _turn = turn(&edge)?;
     let page = edge.query.dead_letters(grant.project, cursor.as_deref(), limit).await?;
@@ -45,7 +41,7 @@ pub(super) async fn show(
     state: extract::State<State>,
     headers: HeaderMap,
     uri: Uri,
-    id: Id,
+    id: PathId,
 ) -> Result<Response, Refusal> {
     done(state, headers, uri, id, LetterDeed::Show).await
 }
@@ -55,7 +51,7 @@ pub(super) async fn replay(
     state: extract::State<State>,
     headers: HeaderMap,
     uri: Uri,
-    id: Id,
+    id: PathId,
 ) -> Result<Response, Refusal> {
     done(state, headers, uri, id, LetterDeed::Replay).await
 }
@@ -65,7 +61,7 @@ pub(super) async fn discard(
     state: extract::State<State>,
     headers: HeaderMap,
     uri: Uri,
-    id: Id,
+    id: PathId,
 ) -> Result<Response, Refusal> {
     done(state, headers, uri, id, LetterDeed::Discard).await
 }
@@ -74,12 +70,12 @@ async fn done(
     extract::State(edge): extract::State<State>,
     headers: HeaderMap,
     uri: Uri,
-    id: Id,
+    id: PathId,
     deed: LetterDeed,
 ) -> Result<Response, Refusal> {
     let grant = key::reader(&edge, &headers).await?;
     Parameters::of(&uri)?.finish()?;
-    let Path(id) = id.map_err(|error| Refusal::new(Cause::InvalidQuery, format!("id: {error}")))?;
+    let id = in_path(id)?;
     let _turn = turn(&edge)?;
     let letter = edge.query.dead_letter(grant.project, &id, deed).await?;
     if deed != LetterDeed::Show {

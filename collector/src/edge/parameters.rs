@@ -1,12 +1,22 @@
 use std::str::FromStr;
 
-use axum::extract::Query;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Query};
 use axum::http::Uri;
 use eventbucket_protocol::Timestamp;
 use percent_encoding::percent_decode_str;
 
 use super::problem::{Cause, Refusal};
-use crate::query::{BadCondition, Condition};
+use crate::query::{BadCondition, Condition, LIMIT_DEFAULT};
+
+/// An id as part of a path, as it was given.
+pub(super) type PathId = Result<Path<String>, PathRejection>;
+
+/// Reads an id that is part of a path.
+pub(super) fn in_path(id: PathId) -> Result<String, Refusal> {
+    let Path(id) = id.map_err(|error| Refusal::new(Cause::InvalidQuery, format!("id: {error}")))?;
+    Ok(id)
+}
 
 /// The parameters of a request. Each is taken once; what is left over at the end was mistyped and is refused by name, so
 /// that a filter with a typo never answers with everything.
@@ -41,6 +51,11 @@ impl Parameters {
             (Some(value), None) => Ok(Some(value)),
             (Some(_), Some(_)) => Err(invalid(name, "is given twice")),
         }
+    }
+
+    /// Takes which page is asked for: where the one before ended, and how many at most.
+    pub(super) fn page(&mut self) -> Result<(Option<String>, usize), Refusal> {
+        Ok((self.text("cursor")?, self.number("limit")?.unwrap_or(LIMIT_DEFAULT)))
     }
 
     /// Takes texts, of which there may be several or none.

@@ -1,19 +1,18 @@
 use std::time::Duration;
 
-use axum::extract::rejection::PathRejection;
-use axum::extract::{self, Path};
+use axum::extract;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use eventbucket_protocol::{BatchId, Reply, Timestamp};
 use serde::Serialize;
 
-use super::parameters::Parameters;
+use super::parameters::{Parameters, PathId, in_path};
 use super::problem::{Cause, Refusal};
 use super::{State, key, reply};
 use crate::project::Grant;
 use crate::query::{
     self, BatchRecord, CountRow, CountsBy, CountsQuery, EventFilter, EventShape, EventsPage, EventsQuery,
-    LIMIT_DEFAULT, Order, WAIT_S_MAX,
+    Order, WAIT_S_MAX,
 };
 
 #[derive(Serialize)]
@@ -46,10 +45,12 @@ pub(super) async fn events(
 ) -> Result<Response, Refusal> {
     let grant = key::reader(&edge, &headers).await?;
     let mut parameters = Parameters::of(&uri)?;
+    let order = parameters.word("order", &[("newest", Order::Newest), ("position", Order::Position)])?;
+    let (cursor, limit) = parameters.page()?;
     let query = EventsQuery {
-        order: parameters.word("order", &[("newest", Order::Newest), ("position", Order::Position)])?,
-        cursor: parameters.text("cursor")?,
-        limit: parameters.number("limit")?.unwrap_or(LIMIT_DEFAULT),
+        order,
+        cursor,
+        limit,
         filter: EventFilter {
             names: parameters.texts("name")?.into_iter().collect(),
             user: parameters.text("user")?,
@@ -102,12 +103,11 @@ pub(super) async fn event(
     extract::State(edge): extract::State<State>,
     headers: HeaderMap,
     uri: Uri,
-    id: Result<Path<String>, PathRejection>,
+    id: PathId,
 ) -> Result<Response, Refusal> {
     let grant = key::reader(&edge, &headers).await?;
     Parameters::of(&uri)?.finish()?;
-    let Path(id) = id.map_err(|error| Refusal::new(Cause::InvalidQuery, format!("id: {error}")))?;
-    found(&edge, grant, &id).await
+    found(&edge, grant, &in_path(id)?).await
 }
 
 async fn found(edge: &State, grant: Grant, id: &str) -> Result<Response, Refusal> {
@@ -127,7 +127,7 @@ pub(super) async fn batch(
     extract::State(edge): extract::State<State>,
     headers: HeaderMap,
     uri: Uri,
-    id: Result<Path<String>, PathRejection>,
+    id: PathId,
 ) -> Result<Response, Refusal> {
     let grant = key::sender(&edge, &headers).await?;
     let mut parameters = Parameters::of(&uri)?;
@@ -139,7 +139,7 @@ pub(super) async fn batch(
             format!("wait: {wait_s} is over {WAIT_S_MAX} seconds"),
         ));
     }
-    let Path(id) = id.map_err(|error| Refusal::new(Cause::InvalidQuery, format!("id: {error}")))?;
+    let id = in_path(id)?;
     // A draining edge answers what it knows and holds up nobody.
     let record = tokio::select! {
         record = edge.query.batch(grant.project, &id, Duration::from_secs(wait_s)) => record?,

@@ -1,14 +1,13 @@
-use axum::extract::rejection::PathRejection;
-use axum::extract::{self, Path};
+use axum::extract;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 
-use super::parameters::Parameters;
+use super::parameters::{Parameters, PathId, in_path};
 use super::problem::{Cause, Refusal};
 use super::read::EventsDocument;
 use super::{State, key, reply};
 use crate::project::Grant;
-use crate::query::{LIMIT_DEFAULT, UserLookup, UsersQuery};
+use crate::query::{UserLookup, UsersQuery};
 
 /// `GET /v1/users`
 pub(super) async fn list(
@@ -25,11 +24,8 @@ pub(super) async fn list(
     ]
     .into_iter()
     .flatten();
-    let query = UsersQuery {
-        lookup: lookups.next(),
-        cursor: parameters.text("cursor")?,
-        limit: parameters.number("limit")?.unwrap_or(LIMIT_DEFAULT),
-    };
+    let (cursor, limit) = parameters.page()?;
+    let query = UsersQuery { lookup: lookups.next(), cursor, limit };
     parameters.finish()?;
     if lookups.next().is_some() {
         return Err(Refusal::new(Cause::InvalidQuery, "id, email and search exclude each other; give one"));
@@ -55,7 +51,7 @@ pub(super) async fn show(
     extract::State(edge): extract::State<State>,
     headers: HeaderMap,
     uri: Uri,
-    id: Result<Path<String>, PathRejection>,
+    id: PathId,
 ) -> Result<Response, Refusal> {
     let grant = key::reader(&edge, &headers).await?;
     Parameters::of(&uri)?.finish()?;
@@ -83,7 +79,7 @@ pub(super) async fn timeline(
     extract::State(edge): extract::State<State>,
     headers: HeaderMap,
     uri: Uri,
-    id: Result<Path<String>, PathRejection>,
+    id: PathId,
 ) -> Result<Response, Refusal> {
     let grant = key::reader(&edge, &headers).await?;
     let parameters = Parameters::of(&uri)?;
@@ -96,14 +92,8 @@ async fn events(
     id: &str,
     mut parameters: Parameters,
 ) -> Result<Response, Refusal> {
-    let cursor = parameters.text("cursor")?;
-    let limit = parameters.number("limit")?.unwrap_or(LIMIT_DEFAULT);
+    let (cursor, limit) = parameters.page()?;
     parameters.finish()?;
     let page = edge.query.timeline(grant.project, id, cursor, limit).await?;
     Ok(reply::json(StatusCode::OK, &EventsDocument::from(&page)))
-}
-
-fn in_path(id: Result<Path<String>, PathRejection>) -> Result<String, Refusal> {
-    let Path(id) = id.map_err(|error| Refusal::new(Cause::InvalidQuery, format!("id: {error}")))?;
-    Ok(id)
 }
